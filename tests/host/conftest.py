@@ -1,0 +1,50 @@
+"""Fixtures of the host tests. Without a ComfyUI every test here is skipped, and the terminal says so once."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from host.host import HOW_TO_GET_A_HOST, ROOT, Host, find_hosts, import_host
+
+_HOSTS = find_hosts()
+PACK = "hilo_token_pack"
+collect_ignore_glob = [] if _HOSTS else ["test_*.py"]
+
+
+if _HOSTS:
+    # Before any test module is collected, because those import comfy at their top.
+    import_host(_HOSTS[0])
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Say once, and loudly, that a whole part of the tests did not run."""
+    if not _HOSTS:
+        terminalreporter.write_line(HOW_TO_GET_A_HOST, red=True, bold=True)
+
+
+@pytest.fixture(scope="session")
+def host() -> Host:
+    """The imported ComfyUI."""
+    return import_host(_HOSTS[0])
+
+
+@pytest.fixture(scope="session")
+def pack(host: Host) -> ModuleType:
+    """This pack, imported as ComfyUI imports a folder of custom_nodes: its own top-level package, from its root."""
+    if PACK not in sys.modules:
+        entry = ROOT / "__init__.py"
+        spec = importlib.util.spec_from_file_location(PACK, entry, submodule_search_locations=[str(ROOT)])
+        assert spec and spec.loader
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[PACK] = module
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[PACK]
+            raise
+    return sys.modules[PACK]

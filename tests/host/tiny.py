@@ -1,0 +1,287 @@
+"""Tiny random models of ComfyUI's real classes, and what it takes to sample with them.
+
+Nothing is imitated: the configuration classes of `comfy.supported_models` choose latent format and sampling, the model
+classes of `comfy.model_base` hold the real transformer, and `comfy.sample` runs it. Only sizes are small and weights
+random, large enough that an output depends on every position. Import a host first (`host.host.import_host`).
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import comfy.ldm.flux.model
+import comfy.ldm.lumina.model
+import comfy.ldm.models.autoencoder
+import comfy.model_patcher
+import comfy.sample
+import comfy.samplers
+import comfy.sd
+import comfy.supported_models
+import comfy.taesd.taesd
+import torch
+
+Conditioning = list[list[Any]]
+CPU = torch.device("cpu")
+_QUERY_OR_KEY_NORM = re.compile(r"(query|key|q|k)_norm|ln_[qk]|norm(_added)?_[qk]")
+
+
+@dataclass(frozen=True)
+class Spec:
+    """How to build one family small: its config class, its transformer's sizes and its text's."""
+
+    config: str
+    unet: dict[str, Any]
+    text_width: int
+    pooled_width: int | None = None
+    latent_ndim: int = 4
+    references: bool = False
+
+
+_FLUX = dict(
+    image_model="flux", in_channels=16, out_channels=16, vec_in_dim=32, context_in_dim=48, hidden_size=256,
+    mlp_ratio=2.0, num_heads=2, depth=1, depth_single_blocks=2, axes_dim=[16, 56, 56], theta=10000, patch_size=2,
+    qkv_bias=True, guidance_embed=True, txt_ids_dims=[],
+)  # fmt: skip
+_SD3 = dict(
+    in_channels=16, out_channels=16, patch_size=2, depth=2, input_size=None, adm_in_channels=32, num_patches=48 * 48,
+    context_embedder_config={"target": "torch.nn.Linear", "params": {"in_features": 48, "out_features": 128}},
+    pos_embed_max_size=48, pos_embed_scaling_factor=None, qk_norm="rms", x_block_self_attn_layers=[],
+)  # fmt: skip
+_LUMINA = dict(
+    image_model="lumina2", patch_size=2, in_channels=16, dim=192, cap_feat_dim=48, n_layers=2, n_refiner_layers=1,
+    qk_norm=True, n_heads=2, n_kv_heads=1, axes_dims=[32, 32, 32], axes_lens=[300, 512, 512], rope_theta=10000.0,
+    ffn_dim_multiplier=4.0,
+)  # fmt: skip
+_Z_IMAGE = _LUMINA | dict(
+    dim=256, n_kv_heads=2, axes_dims=[32, 48, 48], axes_lens=[1536, 512, 512], rope_theta=256.0,
+    ffn_dim_multiplier=8.0 / 3.0, z_image_modulation=True, time_scale=1000.0, pad_tokens_multiple=32,
+)  # fmt: skip
+_QWEN = dict(
+    image_model="qwen_image", in_channels=64, out_channels=16, num_layers=2, attention_head_dim=128,
+    num_attention_heads=2, joint_attention_dim=48,
+)  # fmt: skip
+
+SPECS: dict[str, Spec] = {
+    "flux_dev": Spec("Flux", _FLUX, 48, 32),
+    "flux_schnell": Spec("FluxSchnell", _FLUX | {"guidance_embed": False}, 48, 32),
+    "flux_fill": Spec("FluxInpaint", _FLUX | {"in_channels": 96}, 48, 32),
+    "flux_kontext": Spec("Flux", _FLUX, 48, 32, references=True),
+    "sd3": Spec("SD3", _SD3, 48, 32),
+    "sd35_medium": Spec("SD3", _SD3 | {"x_block_self_attn_layers": [0]}, 48, 32),
+    "qwen_image": Spec("QwenImage", _QWEN, 48, latent_ndim=5),
+    "qwen_image_edit": Spec("QwenImage", _QWEN, 48, latent_ndim=5, references=True),
+    "lumina2": Spec("Lumina2", _LUMINA, 48),
+    "z_image": Spec("ZImage", _Z_IMAGE, 48),
+}
+
+
+def families() -> list[str]:
+    """The names in `SPECS` that the imported host has."""
+    return [name for name, spec in SPECS.items() if hasattr(comfy.supported_models, spec.config)]
+
+
+@dataclass(frozen=True)
+class TinyModel:
+    """A tiny model as a loader node would hand it over, and how to feed it.
+
+    `token_px` is the edge of one token in picture pixels. `latent_ndim` is 5 where the family's latents have a time
+    axis. `make_conditioning(batch, tokens, seed)` gives a random CONDITIONING of the right widths.
+    """
+
+    name: str
+    patcher: Any
+    latent_channels: int
+    latent_ndim: int
+    token_px: int
+    make_conditioning: Callable[..., Conditioning]
+
+    def latent(self, height: int, width: int, batch: int = 1, seed: int = 0) -> torch.Tensor:
+        """A random latent of a picture of `height` x `width` pixels (multiples of 8), as a VAE would give it.
+
+        Shape (batch, channels, height / 8, width / 8), with a time axis of 1 after the channels where the family has
+        one. Smooth and of the scale of real latents before ComfyUI's `process_latent_in`.
+        """
+        coarse = _normal((batch, self.latent_channels, height // 16 + 1, width // 16 + 1), seed)
+        fine = torch.nn.functional.interpolate(coarse, (height // 8, width // 8), mode="bilinear")
+        # Only here the formats differ by shape: those with a time axis keep their statistics five-dimensional.
+        shaped = fine.unsqueeze(2) if self.latent_ndim == 5 else fine
+        return self.patcher.model.latent_format.process_out(shaped).contiguous()
+
+
+def _normal(shape: tuple[int, ...], seed: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def _sincos_table(tokens: int, width: int) -> torch.Tensor:
+    """A fixed 2-D sine-cosine table (1, tokens, width) for a square grid, as SD3's checkpoints hold it."""
+    side = round(math.sqrt(tokens))
+    omega = 10000.0 ** -(torch.arange(width // 4) / (width // 4))
+    angles = torch.arange(side)[:, None] * omega
+    axis = torch.cat([angles.sin(), angles.cos()], dim=1)
+    grid = torch.cat([axis[None].expand(side, -1, -1), axis[:, None].expand(-1, side, -1)], dim=2)
+    return grid.reshape(1, tokens, width)
+
+
+@torch.no_grad()
+def randomise(module: torch.nn.Module, seed: int, gain: float = 1.0) -> None:
+    """Fill every weight of a transformer from one seed so that activations stay of order one.
+
+    The host leaves weights uninitialised, and a real initialisation zeroes modulations and last layers, which would
+    make any two models agree. Norm weights of queries and keys are about 2: attention is then sharp enough that
+    a wrong position shows.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+        if tensor.numel() == 0:
+            continue
+        noise = torch.randn(tensor.shape, generator=generator)
+        if name == "pos_embed":
+            value = _sincos_table(tensor.shape[1], tensor.shape[2])
+        elif tensor.ndim >= 2 and name.endswith("weight"):
+            value = noise * gain / math.sqrt(tensor[0].numel())
+        elif name.endswith(("weight", "scale")):
+            value = (2.0 if _QUERY_OR_KEY_NORM.search(name) else 1.0) + 0.1 * noise
+        else:
+            value = 0.1 * noise
+        tensor.copy_(value.to(tensor.dtype))
+
+
+def _known(unet: dict[str, Any]) -> dict[str, Any]:
+    """`unet` without the keys that an older host's transformer does not take."""
+    takers = {"flux": comfy.ldm.flux.model.FluxParams, "lumina2": comfy.ldm.lumina.model.NextDiT}
+    taker = takers.get(unet.get("image_model", ""))
+    known = inspect.signature(taker).parameters if taker else unet
+    return {key: value for key, value in unet.items() if key in known or key == "image_model"}
+
+
+def build(name: str, seed: int = 0) -> TinyModel:
+    """The tiny model called `name` in `SPECS`, float32 on the CPU, the same weights for the same seed.
+
+    Raises:
+        LookupError: the imported host is too old to have this family.
+    """
+    spec = SPECS[name]
+    config_class = getattr(comfy.supported_models, spec.config, None)
+    if config_class is None:
+        raise LookupError(f"This ComfyUI has no {spec.config}, so {name} cannot be built.")
+    config = config_class(_known(spec.unet))
+    config.set_inference_dtype(torch.float32, None)
+    model = config.get_model({}, device=CPU)
+    randomise(model.diffusion_model, seed)
+    patcher = comfy.model_patcher.ModelPatcher(model, load_device=CPU, offload_device=CPU)
+    return TinyModel(
+        name=name,
+        patcher=patcher,
+        latent_channels=config.latent_format.latent_channels,
+        latent_ndim=spec.latent_ndim,
+        token_px=16,
+        make_conditioning=lambda **kwargs: conditioning(name, **kwargs),
+    )
+
+
+def conditioning(name: str, batch: int = 1, tokens: int = 24, seed: int = 1) -> Conditioning:
+    """A random CONDITIONING for the model called `name`: `tokens` text tokens of the family's width.
+
+    With a pooled vector, a guidance value, a text mask or a reference latent (of a 96 x 96 picture) where the family's
+    own text encoder and nodes would give one. Fill's picture and mask are added by `inpaint_conditioning`.
+    """
+    spec = SPECS[name]
+    extra: dict[str, Any] = {}
+    if spec.pooled_width:
+        extra["pooled_output"] = _normal((batch, spec.pooled_width), seed + 1)
+    if spec.unet.get("guidance_embed"):
+        extra["guidance"] = 3.5
+    if spec.unet.get("image_model") == "lumina2":
+        extra["attention_mask"] = torch.ones(batch, tokens, dtype=torch.long)
+    if spec.references:
+        extra["reference_latents"] = [_normal((1, 16, *(1,) * (spec.latent_ndim - 4), 12, 12), seed + 2)]
+    return [[_normal((batch, tokens, spec.text_width), seed), extra]]
+
+
+def inpaint_conditioning(cond: Conditioning, latent: torch.Tensor, mask: torch.Tensor) -> Conditioning:
+    """`cond` with what the node InpaintModelConditioning adds.
+
+    `latent` (B, C, H/8, W/8) is the encoded picture with its masked pixels grey, `mask` (B, 1, H, W) is 1 to paint.
+    """
+    return [[text, {**extra, "concat_latent_image": latent, "concat_mask": mask}] for text, extra in cond]
+
+
+def sample(
+    patcher: Any,
+    positive: Conditioning,
+    negative: Conditioning,
+    latent: torch.Tensor,
+    noise_mask: torch.Tensor | None = None,
+    *,
+    steps: int = 4,
+    cfg: float = 1.0,
+    sampler: str = "euler",
+    scheduler: str = "simple",
+    seed: int = 0,
+    denoise: float = 1.0,
+) -> torch.Tensor:
+    """What the node KSampler does: the sampled latent, of `latent`'s shape.
+
+    `noise_mask` (B, 1, H, W) at pixel or latent resolution is 1 where the picture may change, as SetLatentNoiseMask
+    leaves it.
+    """
+    noise = comfy.sample.prepare_noise(latent, seed)
+    return comfy.sample.sample(
+        patcher, noise, steps, cfg, sampler, scheduler, positive, negative, latent,
+        denoise=denoise, noise_mask=noise_mask, disable_pbar=True, seed=seed,
+    )  # fmt: skip
+
+
+def denoise(
+    patcher: Any,
+    positive: Conditioning,
+    latent: torch.Tensor,
+    sigma: float,
+    noise_mask: torch.Tensor | None = None,
+    *,
+    noise: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Evaluate the model once at `sigma` through the whole sampling stack: the denoised latent, of `latent`'s shape.
+
+    A custom sampler that evaluates once and stops; wrappers, conditioning and masks work as in any other sampler.
+    `noise` is unit-variance noise of `latent`'s shape, drawn from seed 0 where absent.
+    """
+
+    def evaluate_once(denoiser: Any, x: torch.Tensor, sigmas: torch.Tensor, extra_args: Any, **_: Any) -> torch.Tensor:
+        return denoiser(x, sigmas[0].expand(x.shape[0]), **extra_args)
+
+    return comfy.sample.sample_custom(
+        patcher, comfy.sample.prepare_noise(latent, 0) if noise is None else noise, 1.0,
+        comfy.samplers.KSAMPLER(evaluate_once), torch.tensor([sigma, 0.0]), positive, positive, latent,
+        noise_mask=noise_mask, disable_pbar=True, seed=0,
+    )  # fmt: skip
+
+
+def taesd(channels: int = 16, seed: int = 0) -> Any:
+    """A random `comfy.sd.VAE` in TAESD layout: 8x down, `channels` latent channels, the class the lab's VAE uses.
+
+    Its pictures mean nothing, but every pixel of them depends on the latent near it.
+    """
+    module = comfy.taesd.taesd.TAESD(latent_channels=channels)
+    randomise(module, seed)
+    module.vae_scale.data.fill_(1.0)
+    return comfy.sd.VAE(sd=module.state_dict())
+
+
+def kl_vae(channels: int = 16, seed: int = 0) -> Any:
+    """A random `comfy.sd.VAE` of the AutoencoderKL class that Flux and SD3 ship, with narrow layers."""
+    sizes = dict(
+        double_z=True, z_channels=channels, resolution=256, in_channels=3, out_ch=3, ch=32, ch_mult=[1, 1, 2, 2],
+        num_res_blocks=1, attn_resolutions=[], dropout=0.0,
+    )  # fmt: skip
+    params = dict(ddconfig=sizes, embed_dim=channels)
+    module = comfy.ldm.models.autoencoder.AutoencoderKL(**params)
+    randomise(module, seed)
+    vae = comfy.sd.VAE(sd=module.state_dict(), config={"params": params})
+    vae.latent_channels = channels
+    return vae
