@@ -1,0 +1,29 @@
+"""HiLo-Token's method on tensors: plan, canvas, context, composite. It knows torch and kornia, and no host."""
+
+from .canvas import Canvas
+from .composite import composite
+from .context import CONTEXTS, Context, make_context
+from .families import FAMILIES, UnsupportedModel, find_family
+from .grid import Grid
+from .plan import PRESETS, GridPlan, PlanSettings, TokenPlan, make_plan
+from .run import Run
+from .schedule import Window
+
+__all__ = [
+    "CONTEXTS",
+    "FAMILIES",
+    "PRESETS",
+    "Canvas",
+    "Context",
+    "Grid",
+    "GridPlan",
+    "PlanSettings",
+    "Run",
+    "TokenPlan",
+    "UnsupportedModel",
+    "Window",
+    "composite",
+    "find_family",
+    "make_context",
+    "make_plan",
+]

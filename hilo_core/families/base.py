@@ -1,0 +1,183 @@
+"""What a family must answer, and the two ways in which positions are overridden."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from ..canvas import Canvas
+
+
+class UnsupportedModel(ValueError):
+    """The model, or this use of it, cannot run on a canvas. The message says why in one sentence."""
+
+
+@dataclass
+class Sequence:
+    """Where the canvas lies in the sequences of one forward; filled in while the model runs.
+
+    Attributes:
+        canvas: what was packed.
+        spans: found once per shape of position ids: the start of the canvas, or ``None`` where the ids hold none.
+        length: tokens of the joint sequence last seen by the position embedder, text and references included.
+        start: where the canvas begins in it.
+        calls: attention calls since the forward began.
+        asked: the model asked for positions; a step cache may skip a whole forward.
+        placed: the canvas got its positions.
+    """
+
+    canvas: Canvas
+    spans: dict[tuple[int, ...], int | None] = field(default_factory=dict)
+    length: int = 0
+    start: int = 0
+    calls: int = 0
+    asked: bool = False
+    placed: bool = False
+
+
+class Family:
+    """A family of DiTs.
+
+    Attributes:
+        name: as people call it.
+        classes: full ``module.Class`` names that belong to it.
+    """
+
+    name: str = ""
+    classes: tuple[str, ...] = ()
+
+    def check(self, model: torch.nn.Module) -> None:
+        """Raise ``UnsupportedModel`` for a variant of the class that cannot run on a canvas."""
+
+    def patch_size(self, model: torch.nn.Module) -> int:
+        """Latent cells a token side."""
+        return int(model.patch_size)
+
+    def positions(self, model: torch.nn.Module, sequence: Sequence) -> Any:
+        """A context manager: inside it the model gives canvas tokens their true positions; after it the model is as it
+        was."""
+        raise NotImplementedError
+
+    def canvas_start(self, model: torch.nn.Module, sequence: Sequence, keys: int) -> int | None:
+        """Where the canvas begins among the keys of the running attention call, ``None`` when it is not in there.
+
+        Args:
+            keys: number of keys of the call.
+        """
+        return sequence.start if keys == sequence.length else None
+
+
+@contextmanager
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Put ``value`` in the place of an attribute or a submodule for the time of one forward, whatever happens in it.
+
+    The instance is touched, never the class, and it is exactly as before afterwards: a method that lived on the class
+    leaves no entry behind.
+    """
+    store = owner._modules if isinstance(owner, torch.nn.Module) and name in owner._modules else owner.__dict__
+    missing = object()
+    before = store.get(name, missing)
+    store[name] = value
+    try:
+        yield
+    finally:
+        if before is missing:
+            del store[name]
+        else:
+            store[name] = before
+
+
+class PositionProxy(torch.nn.Module):
+    """Stands in for a rotary embedder and rewrites the ids it is given.
+
+    A module and not a hook, because torch.compile skips guards on hooks.
+    """
+
+    def __init__(self, embedder: torch.nn.Module, rewrite: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.embedder = embedder
+        self.rewrite = rewrite
+
+    def forward(self, ids: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        return self.embedder(self.rewrite(ids), *args, **kwargs)
+
+
+def find_canvas(ids: torch.Tensor, canvas: Canvas, axes: tuple[int, int], last: bool = False) -> int | None:
+    """Where a canvas's raster lies in a sequence of position ids.
+
+    Looking for it is what makes one rule serve every family, host version and order of text, picture and references.
+
+    Args:
+        ids: ``(B, L, A)`` position ids.
+        axes: which of the A axes are row and column.
+        last: take the last match (families that append the target after references) instead of the first.
+
+    Returns:
+        Start of the canvas, or ``None``.
+    """
+    grid = ids[0, :, list(axes)].detach().double().cpu()
+    count = canvas.tokens
+    if count > len(grid):
+        return None
+    raster = torch.stack([torch.arange(count) // canvas.cols, torch.arange(count) % canvas.cols], dim=1).double()
+    # Windows whose second token is one step right of the first (one step down on a one-column canvas) are candidates.
+    step = grid[1 : len(grid) - count + 2] - grid[: len(grid) - count + 1] if count > 1 else grid[: len(grid) - count + 1]
+    axis = 1 if canvas.cols > 1 else 0
+    candidates = torch.nonzero(step[:, axis] > 0).flatten() if count > 1 else torch.arange(len(grid) - count + 1)
+    for start in (candidates.flip(0) if last else candidates).tolist():
+        window = grid[start : start + count] - grid[start]
+        scale = torch.stack([_step(window, canvas, 0), _step(window, canvas, 1)])
+        if bool((scale > 0).all()) and torch.allclose(window, raster * scale, atol=1e-3):
+            return start
+    return None
+
+
+def _step(window: torch.Tensor, canvas: Canvas, axis: int) -> torch.Tensor:
+    """Distance in ids between neighbours along an axis: 1, unless ``rope_options`` scales it."""
+    neighbour = (canvas.cols if axis == 0 else 1) if (canvas.rows, canvas.cols)[axis] > 1 else None
+    return window.new_tensor(1.0) if neighbour is None else window[neighbour, axis]
+
+
+def place_canvas(
+    ids: torch.Tensor, sequence: Sequence, axes: tuple[int, int] = (1, 2), last: bool = False, centred: bool = False
+) -> torch.Tensor:
+    """Give the canvas tokens in a sequence of position ids their true positions.
+
+    Args:
+        ids: ``(B, L, A)`` ids that the model built for the canvas, any dtype.
+        axes: which axes are row and column.
+        last: see ``find_canvas``.
+        centred: the model counts from the middle of the picture, at ``-(side // 2)``, instead of from its corner.
+
+    Returns:
+        ``(B, L, A)`` float32: bf16 ids are exact only to 256, and centres of low tokens are fractions.
+    """
+    canvas = sequence.canvas
+    sequence.asked = True
+    shape = tuple(ids.shape)
+    if shape not in sequence.spans:
+        sequence.spans[shape] = find_canvas(ids, canvas, axes, last)
+    start = sequence.spans[shape]
+    if start is None:
+        return ids
+    sequence.start, sequence.length, sequence.placed = start, ids.shape[1], True
+    placed = ids.to(torch.float32, copy=True)
+    window = placed[:, start : start + canvas.tokens]
+    position = canvas.position.to(placed.device)
+    sides = ((canvas.rows, canvas.grid_rows), (canvas.cols, canvas.grid_cols))
+    for axis, (name, (side, true_side)) in enumerate(zip(axes, sides, strict=True)):
+        # rope_options (scale, shift) and LongCat's own shift are in the ids already: keep their origin and their scale.
+        neighbour = (canvas.cols if axis == 0 else 1) if side > 1 else 0
+        scale = window[0, neighbour, name] - window[0, 0, name] if neighbour else 1.0
+        origin = window[:, :1, name].clone()
+        if centred:
+            origin = origin + (side // 2 - true_side // 2) * scale
+        window[:, :, name] = origin + position[:, axis] * scale
+    return placed
+
+
+__all__ = ["Family", "PositionProxy", "Sequence", "UnsupportedModel", "find_canvas", "place_canvas", "replaced"]

@@ -1,0 +1,81 @@
+"""The plan in words and as a picture."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import torch
+
+from .plan import GridPlan, TokenPlan
+
+# Okabe-Ito colours, told apart by colour-blind people: left out, low, high, edit region (RGB, 8 bit).
+COLOURS = np.array([[0, 0, 0], [0, 114, 178], [240, 228, 66], [213, 94, 0]], dtype=np.uint8)
+STRENGTH = (0.62, 0.45, 0.55, 0.55)
+NAMES = ("left out", "low frequency", "high frequency", "edit region")
+
+
+def describe(plan: TokenPlan, grid_plan: GridPlan) -> str:
+    """The report a person reads on the node."""
+    grid = grid_plan.grid
+    share = float(plan.mask.float().mean())
+    n_edit = int(grid_plan.edit.sum())
+    n_low = len(grid_plan.low) if grid_plan.low else 0
+    if grid_plan.dense:
+        verdict = "nothing to save: runs dense"
+    else:
+        verdict = f"{grid_plan.tokens:,} of {grid.count:,} tokens ({grid_plan.tokens / grid.count:.0%})"
+    lines = [
+        verdict,
+        f"mask {share:.2%} of {plan.size[1]} x {plan.size[0]} pixels, dilated by {plan.settings.dilation}",
+        f"edit region {n_edit:,}, high frequency {grid_plan.high:,}, low frequency {n_low:,} tokens of {grid.token_px} pixels",
+        *plan.notes,
+    ]
+    return "\n".join(lines)
+
+
+def overlay(plan: TokenPlan, grid_plan: GridPlan) -> torch.Tensor:
+    """The picture with every token tinted by what happens to it, and a legend below.
+
+    Returns:
+        ``(1, H + legend, W, 3)`` float in [0, 1].
+    """
+    grid = grid_plan.grid
+    height, width = plan.size
+    picture = (plan.image[0].clamp(0, 1) * 255).to(torch.uint8).numpy()
+    side = (grid.cols * grid.token_px, grid.rows * grid.token_px)
+    tokens = cv2.resize(grid_plan.classes(), side, interpolation=cv2.INTER_NEAREST)
+    classes = np.zeros((height, width), dtype=np.uint8)
+    area = grid.footprint
+    inside = classes[area]
+    inside[:] = tokens[: inside.shape[0], : inside.shape[1]]
+
+    tinted = picture.copy()
+    for kind, (colour, strength) in enumerate(zip(COLOURS, STRENGTH, strict=True)):
+        # One lookup table a class and channel: a multiply-add of a million pixels, without floats.
+        levels = np.arange(256)[:, None] * (1 - strength) + colour * strength
+        table = np.ascontiguousarray(levels.astype(np.uint8)[:, None])
+        here = classes == kind
+        if here.any():
+            cv2.copyTo(cv2.LUT(picture, table.transpose(1, 0, 2)), here.astype(np.uint8), tinted)
+    outline, _ = cv2.findContours(plan.mask[0].numpy().astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+    cv2.drawContours(tinted, outline, -1, (255, 255, 255), max(1, width // 512))
+    shown = np.concatenate([tinted, _legend(width, grid_plan)])
+    return (torch.from_numpy(shown).float() / 255)[None]
+
+
+def _legend(width: int, grid_plan: GridPlan) -> np.ndarray:
+    """``(h, width, 3)`` uint8: a swatch, a name and a count for each class."""
+    counts = np.bincount(grid_plan.classes().flatten(), minlength=4)
+    shown = [(kind, f"{NAMES[kind]} {counts[kind]:,}") for kind in (3, 2, 1, 0) if counts[kind]]
+    scale = float(np.clip(width / 1024, 0.35, 1.2)) * 0.6
+    line = round(40 * scale)
+    per_row = max(1, width // round(420 * scale))
+    legend = np.full((-(-len(shown) // per_row) * line, width, 3), 30, dtype=np.uint8)
+    for place, (kind, text) in enumerate(shown):
+        left, top = place % per_row * (width // per_row), place // per_row * line
+        legend[top + line // 4 : top + line - line // 4, left + line // 4 : left + line - line // 4] = (
+            COLOURS[kind] if kind else 90
+        )
+        origin = (left + line, top + round(line * 0.68))
+        cv2.putText(legend, text, origin, cv2.FONT_HERSHEY_SIMPLEX, scale, (235, 235, 235), 1, cv2.LINE_AA)
+    return legend

@@ -1,0 +1,107 @@
+"""HiLo Patch Model: the loaded DiT runs on the planned tokens."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..hilo_core import CONTEXTS, TokenPlan, UnsupportedModel, find_family, make_context
+from .host import HiLoPatch, encode_low_picture
+from .schema import CATEGORY, PLAN_TOOLTIP, HiLoPlan, newer
+
+log = logging.getLogger("hilo_token")
+
+
+class HiLoPatchModel(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="HiLoPatchModel",
+            display_name="HiLo Patch Model",
+            category=CATEGORY,
+            description="Makes a diffusion transformer compute only the planned tokens while inpainting. The model you connect "
+            "stays as it is; bypass this node and everything is as before.",
+            **newer(io.Schema, search_aliases=["inpaint speed", "hilo", "token compression", "faster inpainting"]),
+            inputs=[
+                io.Model.Input("model", tooltip="Any supported DiT: Flux.1, SD3 / SD3.5, Qwen-Image, Lumina 2 / Z-Image."),
+                HiLoPlan.Input("plan", tooltip=PLAN_TOOLTIP),
+                io.Combo.Input(
+                    "context",
+                    options=list(CONTEXTS),
+                    default="low",
+                    tooltip="How the model sees what is left out. low: a few low-frequency tokens stand in for it. none: it sees "
+                    "only the edit region and the details around it.",
+                ),
+                io.Float.Input(
+                    "start_percent",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Where in the denoising the compression begins; steps before it run dense.",
+                ),
+                io.Float.Input(
+                    "end_percent",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Where in the denoising the compression ends; steps after it run dense.",
+                ),
+                io.Combo.Input(
+                    "on_unsupported",
+                    options=["error", "dense"],
+                    default="error",
+                    tooltip="With a model or latent that HiLo Token does not know: stop with an error, or run it uncompressed.",
+                ),
+                io.Boolean.Input(
+                    "proportional",
+                    default=True,
+                    tooltip="Give each low-frequency token the attention weight of all the tokens it stands for (log n). Off: a "
+                    "block of 16 has the voice of one.",
+                    **newer(io.Boolean.Input, advanced=True),
+                ),
+                io.Vae.Input(
+                    "vae",
+                    optional=True,
+                    tooltip="Optional: encodes the low-frequency picture. Without it the low-frequency tokens are averaged from "
+                    "the latent.",
+                ),
+            ],
+            outputs=[io.Model.Output("patched", tooltip="Connect it to the sampler or guider in place of the model.")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        plan: TokenPlan,
+        context: str,
+        start_percent: float,
+        end_percent: float,
+        on_unsupported: str,
+        proportional: bool = True,
+        vae: Any = None,
+    ) -> io.NodeOutput:
+        if start_percent > end_percent:
+            raise ValueError(
+                f"HiLo Patch Model: start_percent ({start_percent}) lies after end_percent ({end_percent}); swap them"
+            )
+        diffusion_model = model.get_model_object("diffusion_model")
+        try:
+            family = find_family(diffusion_model)
+        except UnsupportedModel as error:
+            if on_unsupported == "dense":
+                log.warning("HiLo Patch Model: %s; it runs dense", error)
+                return io.NodeOutput(model.clone())
+            raise UnsupportedModel(
+                f"HiLo Patch Model: {error}; bypass the node, or set on_unsupported to dense"
+            ) from error
+        chosen = make_context(context, proportional)
+        low = None
+        if vae is not None and chosen.uses_low and plan.settings.low_factor:
+            low = encode_low_picture(plan, family, diffusion_model, vae)
+        patch = HiLoPatch(plan, family, chosen, start_percent, end_percent, on_unsupported == "dense", low)
+        return io.NodeOutput(patch.apply(model))
