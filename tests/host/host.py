@@ -72,36 +72,25 @@ def host_version(path: Path) -> tuple[int, ...]:
     return tuple(int(number) for number in re.findall(r"\d+", found[1])[:3])
 
 
-def shim_torchvision() -> None:
-    """Let torchvision and torchaudio be imported beside a torch they were not compiled for.
+def let_torchaudio_import() -> None:
+    """Let torchaudio be imported beside a torch it was not compiled for; a working installation is left as it is.
 
-    Their wheels carry compiled code for CUDA builds of torch. ComfyUI imports both at start-up, but an inpainting graph
-    uses only what is written in Python. Where the compiled part does not load, torchvision still wants its operators
-    to be declared, and torchaudio must not try. A working installation is left as it is.
+    ComfyUI imports it at start-up, and a wheel made for CUDA fails there on a CPU build of torch, because its compiled
+    part cannot load. Nothing in an inpainting graph uses that part.
     """
-    import torch
-
-    # Registrations go away with the Library object, so it must outlive this call.
-    library = torch.library.Library("torchvision", "FRAGMENT")
-    try:
-        importlib.import_module("torchvision")
-    except (RuntimeError, ImportError):
-        for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
-            del sys.modules[name]
-        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        importlib.import_module("torchvision")
-        sys.modules["torchvision"]._declared_by_the_tests = library  # type: ignore[attr-defined]
     try:
         importlib.import_module("torchaudio")
     except (OSError, RuntimeError, ImportError):
         for name in [name for name in sys.modules if name.split(".")[0] == "torchaudio"]:
             del sys.modules[name]
-
         extension = types.ModuleType("torchaudio._extension")
-        vars(extension).update(_IS_TORCHAUDIO_EXT_AVAILABLE=False, _IS_ALIGN_AVAILABLE=False)
-        vars(extension).update(fail_if_no_align=lambda function: function, _check_cuda_version=lambda: None)
-        sys.modules["torchaudio._extension"] = extension
+        vars(extension).update(
+            _IS_TORCHAUDIO_EXT_AVAILABLE=False,
+            _IS_ALIGN_AVAILABLE=False,
+            _check_cuda_version=lambda: None,
+            fail_if_no_align=lambda function: function,
+        )
+        sys.modules[extension.__name__] = extension
         importlib.import_module("torchaudio")
 
 
@@ -125,7 +114,8 @@ def import_host(path: Path) -> Host:
         return _imported
     for variable in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK"):
         os.environ[variable] = "1"
-    shim_torchvision()
+    importlib.import_module("lab.compat").declare_missing_operators()
+    let_torchaudio_import()
     # First on the path: ComfyUI's own nodes.py, utils/, app/ and server.py must win over any namesake.
     sys.path.insert(0, str(path))
     args = importlib.import_module("comfy.cli_args").args
