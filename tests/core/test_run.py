@@ -1,0 +1,123 @@
+"""One sampling run: what goes on the canvas and what comes back."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from core.pictures import painted, picture
+from hilo_core import Grid, PlanSettings, Run, Window, make_context, make_plan
+from hilo_core.canvas import from_tokens, to_tokens
+
+HEIGHT, WIDTH = 248, 200  # 31 x 25 cells: half a token over on both sides
+
+
+def run(context: str = "low", batch: int = 1, **options: torch.Tensor) -> Run:
+    plan = make_plan(picture(HEIGHT, WIDTH), painted(HEIGHT, WIDTH, (80, 120, 60, 110)), PlanSettings(8, 0.1, 0.1, 4))
+    chosen = make_context(context)
+    on_grid = plan.on_grid(Grid.of_picture((HEIGHT, WIDTH)), chosen.uses_low)
+    assert not on_grid.dense
+    return Run(on_grid, chosen, Window(), latent(batch, 1), latent(batch, 2), **options)
+
+
+def latent(batch: int = 1, seed: int = 0) -> torch.Tensor:
+    return torch.randn(batch, 4, 31, 25, generator=torch.Generator().manual_seed(seed))
+
+
+def flow(sigma: torch.Tensor, noise: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
+    sigma = sigma.view(-1, 1, 1, 1)
+    return sigma * noise + (1 - sigma) * clean
+
+
+def edit_cells(one: Run) -> torch.Tensor:
+    grid = one.plan.grid
+    tokens = one.plan.edit.view(grid.rows, grid.cols)
+    return tokens.repeat_interleave(2, 0).repeat_interleave(2, 1)[:31, :25]
+
+
+@pytest.mark.parametrize("context", ["none", "low"])
+@pytest.mark.parametrize("copies", [1, 2])
+def test_the_canvas_carries_the_kept_tokens_and_then_the_low_ones(context: str, copies: int) -> None:
+    one, x, sigma = run(context, 2), latent(2 * copies, 5), torch.full((2 * copies,), 0.6)
+    packed = one.pack(x, sigma, flow)
+    assert packed.shape == (2 * copies, 4, one.canvas.rows * 2, one.canvas.cols * 2)
+    tokens = to_tokens(packed, 2)
+    assert tokens.shape[1] == one.plan.tokens == one.canvas.tokens
+    assert torch.equal(tokens[:, : len(one.plan.kept)], to_tokens(x, 2)[:, one.plan.kept])
+    if context == "low":
+        low = tokens[:, len(one.plan.kept) :]
+        # Not of x: clean low tokens noised by the model's own rule, with the run's own noise.
+        again = to_tokens(one.pack(latent(2 * copies, 9), sigma, flow), 2)[:, len(one.plan.kept) :]
+        assert torch.equal(low, again)
+        clean = to_tokens(one.pack(x, torch.zeros(2 * copies), flow), 2)[:, len(one.plan.kept) :]
+        noise = to_tokens(one.noise, 2)[:, one.plan.low.representative()].repeat(copies, 1, 1, 1, 1)
+        torch.testing.assert_close(low, 0.6 * noise + 0.4 * clean)
+        assert torch.equal(clean[:2], clean[-2:]), "each conditioning sees the same low tokens"
+
+
+def test_an_encoded_low_picture_is_used_where_there_is_one() -> None:
+    shape = run().plan.low.shape
+    encoded = torch.randn(1, 4, shape[0] * 2, shape[1] * 2, generator=torch.Generator().manual_seed(3))
+    one = run(low_clean=encoded)
+    packed = to_tokens(one.pack(latent(), torch.zeros(1), flow), 2)
+    assert torch.equal(packed[:, len(one.plan.kept) :], to_tokens(encoded, 2)[:, one.plan.low.index])
+
+
+def test_only_the_edit_region_of_a_result_is_taken() -> None:
+    one, inside = run(batch=2), edit_cells(run())
+    denoised = torch.randn(4, 4, one.canvas.rows * 2, one.canvas.cols * 2, generator=torch.Generator().manual_seed(4))
+    whole = one.unpack(denoised)
+    source = one.source.repeat(2, 1, 1, 1)
+    assert torch.equal(whole[..., ~inside], source[..., ~inside])
+    tokens = to_tokens(denoised, 2)[:, : len(one.plan.kept)]
+    everything = to_tokens(source, 2).clone()
+    everything[:, one.plan.kept] = tokens
+    everything = from_tokens(everything, one.plan.grid.rows, one.plan.grid.cols, (31, 25))
+    assert torch.equal(whole[..., inside], everything[..., inside])
+    assert not torch.equal(whole[..., inside], source[..., inside])
+
+
+def test_a_dense_result_is_pinned_outside_the_edit_region() -> None:
+    one, dense = run(batch=2), latent(4, 11)
+    inside = edit_cells(one)
+    pinned = one.pin(dense)
+    assert torch.equal(pinned[..., inside], dense[..., inside])
+    assert torch.equal(pinned[..., ~inside], one.source.repeat(2, 1, 1, 1)[..., ~inside])
+
+
+def test_pack_then_unpack_of_the_source_is_the_source() -> None:
+    one = run()
+    assert torch.equal(one.unpack(one.pack(one.source, torch.zeros(1), flow)), one.source)
+
+
+def test_conditions_and_rows_lie_on_the_canvas_in_the_same_order() -> None:
+    """A condition and a residual that hold each token's number must agree, low tokens included."""
+    one, grid = run(), run().plan.grid
+    number = torch.arange(grid.count, dtype=torch.float32)
+    rows = one.pack_rows(number.view(1, -1, 1))
+    assert rows.shape == (1, one.plan.tokens, 1)
+    cells = number.view(1, grid.count, 1, 1, 1).expand(-1, -1, 4, 2, 2)
+    packed = to_tokens(one.pack_condition(from_tokens(cells, grid.rows, grid.cols, (31, 25))), 2)
+    kept = len(one.plan.kept)
+    assert torch.equal(packed[0, :kept, 0, 0, 0], rows[0, :kept, 0])
+    assert torch.equal(rows[0, :kept, 0], number[one.plan.kept])
+    for place in range(len(one.plan.low)):
+        mean = number[one.plan.low.block == place].mean()
+        torch.testing.assert_close(rows[0, kept + place, 0], mean)
+
+
+@pytest.mark.parametrize(("shape", "fits"), [
+    ((1, 4, 31, 25), True), ((4, 4, 31, 25), True), ((1, 4, 31, 24), False), ((1, 4, 25, 31), False),
+])  # fmt: skip
+def test_what_fits_the_grid(shape: tuple[int, ...], fits: bool) -> None:
+    assert run().fits(torch.zeros(shape)) is fits
+
+
+def test_a_batch_that_is_no_multiple_does_not_fit() -> None:
+    assert not run(batch=2).fits(torch.zeros(3, 4, 31, 25))
+
+
+def test_the_window_of_noise_levels() -> None:
+    window = Window(0.8, 0.2)
+    assert [window.active(sigma) for sigma in (0.9, 0.8, 0.5, 0.2, 0.1)] == [False, True, True, True, False]
+    assert Window().active(80.0) and Window().active(0.0)
