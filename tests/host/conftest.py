@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 import sys
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
@@ -31,6 +33,27 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 def host() -> Host:
     """The imported ComfyUI."""
     return import_host(_HOSTS[0])
+
+
+@pytest.fixture(scope="session")
+def server(host: Host, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A running `host.server.Server` with this pack, and a tiny Flux Fill and VAE to load.
+
+    Models: `tiny_fill.safetensors`, `tiny_vae.safetensors`, and the lab's own where they are there.
+    """
+    from host import tiny
+    from host.server import Server
+
+    running = Server(host.path, tmp_path_factory.mktemp("server"))
+    models = running.base / "models"
+    tiny.save_flux(tiny.build("flux_fill", context_in_dim=1024), models / "diffusion_models" / "tiny_fill.safetensors")
+    tiny.save_taesd(models / "vae" / "tiny_vae.safetensors")
+    for name, folder in (("hilo_lab_fill", "diffusion_models"), ("hilo_lab_vae", "vae")):
+        file = ROOT / "lab" / "weights" / f"{name}.safetensors"
+        if file.exists():
+            shutil.copy(file, models / folder)
+    with running:
+        yield running
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import comfy.ldm.flux.model
@@ -23,6 +24,7 @@ import comfy.samplers
 import comfy.sd
 import comfy.supported_models
 import comfy.taesd.taesd
+import safetensors.torch
 import torch
 
 Conditioning = list[list[Any]]
@@ -44,7 +46,7 @@ class Spec:
 
 _FLUX = dict(
     image_model="flux", in_channels=16, out_channels=16, vec_in_dim=32, context_in_dim=48, hidden_size=256,
-    mlp_ratio=2.0, num_heads=2, depth=1, depth_single_blocks=2, axes_dim=[16, 56, 56], theta=10000, patch_size=2,
+    mlp_ratio=4.0, num_heads=2, depth=1, depth_single_blocks=2, axes_dim=[16, 56, 56], theta=10000, patch_size=2,
     qkv_bias=True, guidance_embed=True, txt_ids_dims=[],
 )  # fmt: skip
 _SD3 = dict(
@@ -159,8 +161,10 @@ def _known(unet: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in unet.items() if key in known or key == "image_model"}
 
 
-def build(name: str, seed: int = 0) -> TinyModel:
+def build(name: str, seed: int = 0, **sizes: Any) -> TinyModel:
     """The tiny model called `name` in `SPECS`, float32 on the CPU, the same weights for the same seed.
+
+    `sizes` override the spec's, such as `context_in_dim=1024`.
 
     Raises:
         LookupError: the imported host is too old to have this family.
@@ -169,7 +173,7 @@ def build(name: str, seed: int = 0) -> TinyModel:
     config_class = getattr(comfy.supported_models, spec.config, None)
     if config_class is None:
         raise LookupError(f"This ComfyUI has no {spec.config}, so {name} cannot be built.")
-    config = config_class(_known(spec.unet))
+    config = config_class(_known(spec.unet | sizes))
     config.set_inference_dtype(torch.float32, None)
     model = config.get_model({}, device=CPU)
     randomise(model.diffusion_model, seed)
@@ -182,6 +186,13 @@ def build(name: str, seed: int = 0) -> TinyModel:
         token_px=16,
         make_conditioning=lambda **kwargs: conditioning(name, **kwargs),
     )
+
+
+def save_flux(model: TinyModel, path: Path) -> None:
+    """Write a tiny Flux as a checkpoint that the stock node UNETLoader of ComfyUI 0.33 recognises."""
+    weights = model.patcher.model.diffusion_model.state_dict()
+    named = {re.sub(r"(query|key)_norm\.weight$", r"\1_norm.scale", name): value for name, value in weights.items()}
+    safetensors.torch.save_file(named, path)
 
 
 def conditioning(name: str, batch: int = 1, tokens: int = 24, seed: int = 1) -> Conditioning:
@@ -262,15 +273,24 @@ def denoise(
     )  # fmt: skip
 
 
+def _taesd_weights(channels: int, seed: int) -> dict[str, torch.Tensor]:
+    module = comfy.taesd.taesd.TAESD(latent_channels=channels)
+    randomise(module, seed)
+    module.vae_scale.data.fill_(1.0)
+    return module.state_dict()
+
+
 def taesd(channels: int = 16, seed: int = 0) -> Any:
     """A random `comfy.sd.VAE` in TAESD layout: 8x down, `channels` latent channels, the class the lab's VAE uses.
 
     Its pictures mean nothing, but every pixel of them depends on the latent near it.
     """
-    module = comfy.taesd.taesd.TAESD(latent_channels=channels)
-    randomise(module, seed)
-    module.vae_scale.data.fill_(1.0)
-    return comfy.sd.VAE(sd=module.state_dict())
+    return comfy.sd.VAE(sd=_taesd_weights(channels, seed))
+
+
+def save_taesd(path: Path, channels: int = 16, seed: int = 0) -> None:
+    """Write what `taesd` holds as a file for the stock node VAELoader."""
+    safetensors.torch.save_file(_taesd_weights(channels, seed), path)
 
 
 def kl_vae(channels: int = 16, seed: int = 0) -> Any:
