@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 import torch
 
 from host import tiny
 from host.attention import count_attention_tokens
-from host.host import Host
+from host.host import ROOT, Host
 
 FAMILIES = tiny.families()
 HEIGHT, WIDTH = 96, 128
@@ -100,3 +102,21 @@ def test_vaes_encode_and_decode(host: Host) -> None:
         decoded = vae.decode(latent)
         assert decoded.shape == picture.shape
         assert decoded.isfinite().all() and decoded.std() > 0.01
+
+
+def test_the_pack_loads_as_a_custom_node(host: Host) -> None:
+    import nodes
+
+    assert asyncio.run(nodes.load_custom_node(str(ROOT)))
+    assert {"HiLoTokenPlanner", "HiLoPatchModel", "HiLoUnpack"} <= set(nodes.NODE_CLASS_MAPPINGS)
+
+
+def test_the_registry_can_read_the_project_file(host: Host) -> None:
+    from comfy_config.config_parser import extract_node_configuration
+
+    config = extract_node_configuration(str(ROOT))
+    assert config is not None
+    assert (config.project.name, config.tool_comfy.display_name) == ("hilo-token", "HiLo Token")
+    assert config.project.license.file == "LICENSE" and (ROOT / "LICENSE").is_file()
+    required = (ROOT / "requirements.txt").read_text(encoding="utf-8").split()
+    assert sorted(config.project.dependencies) == sorted(required)
