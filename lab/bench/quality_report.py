@@ -1,0 +1,202 @@
+"""quality.json, quality.md and the plots."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+from lab.bench import record
+from lab.bench.summary import EDIT_ONLY_COST, ENTRANCE_GROUP, OVER_TELEA
+from lab.bench.verdict import LOWEST_DELTA_PSNR
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+HEADER = [
+    "row", "tokens", "FLOPs", "time", "PSNR mask", "Δ dense, 95 %", "PSNR to dense", "SSIM mask", "SSIM to dense",
+    "PSNR ring", "outside", "seam ΔE", "over dense", "edge", "grid", "verdict",
+]  # fmt: skip
+
+VERDICTS = {True: "PASS", False: "FAIL", None: "few"}
+
+LEGEND = (
+    "*tokens, FLOPs, time*: of the transformer, relative to dense. *PSNR, SSIM*: against the true picture, or against the "
+    "dense result on the same noise; ring and outside before anything is pasted back. *seam ΔE*: colour step across the "
+    "mask's contour after a hard paste, less the source's own. *edge*: gradient energy across it over the source's. "
+    "*grid*: error energy at token borders over elsewhere, 1 where no grid shows."
+)
+
+
+def write(folder: Path, content: dict[str, Any], name: str = "quality") -> None:
+    """Write `<name>.json`, `<name>.md`, `<name>_frontier.png` and `<name>_kinds.png` into a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    record.write_json(folder / f"{name}.json", content)
+    (folder / f"{name}.md").write_text(markdown(content, name))
+    if content["rows"]:
+        frontier(content["rows"], folder / f"{name}_frontier.png")
+        kinds(content["rows"], folder / f"{name}_kinds.png")
+
+
+def tables(rows: list[dict[str, Any]]) -> dict[tuple[int, int, str], list[dict[str, Any]]]:
+    """Rows by table: size, steps, group."""
+    found = defaultdict(list)
+    for row in rows:
+        found[row["size"], row["steps"], row["group"]].append(row)
+    return found
+
+
+def markdown(content: dict[str, Any], name: str) -> str:
+    """The whole report."""
+    environment = content["environment"]
+    weights = ", ".join(f"{file} {digest}" for file, digest in environment["weights"].items())
+    lines = [
+        "# Quality bench\n",
+        f"{environment['time']}, commit {environment['commit']}, {environment['device']} ({environment['processor']}, "
+        f"{environment['threads']} threads), {environment['dtype']}, torch {environment['versions'].get('torch', '?')}, "
+        f"{environment['minutes']:.0f} minutes. Weights: {weights}."
+        + (f" Through ComfyUI {environment['host']}." if environment.get("host") else ""),
+        f"\n{content['rule']}\n",
+        entrance_table(content["entrance"]),
+        f"![Quality over cost]({name}_frontier.png)\n",
+        f"![By kind of picture]({name}_kinds.png)\n",
+        LEGEND,
+    ]
+    for (size, steps, group), rows in tables(content["rows"]).items():
+        share, count = rows[0]["share"], rows[0]["pictures"]
+        lines += [
+            f"\n## {size} px, {steps} steps, {group} masks ({share:.1%} on average, {count} pictures)\n",
+            record.table(HEADER, [line(row) for row in rows]),
+        ]
+    return "\n".join(lines)
+
+
+def line(row: dict[str, Any]) -> list[str]:
+    """One row of a table."""
+    verdict = "–" if row["row"] in ("dense", "telea") else VERDICTS[row["passed"]]
+    delta = "–" if row["row"] == "dense" else f"{row['delta_psnr']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]"
+    to_dense = "–" if row["row"] == "dense" else f"{row['dense_psnr_mask']:.1f}"
+    return [
+        row["title"],
+        percent(row["tokens"]),
+        percent(row["flops_share"]),
+        percent(row["seconds_share"]),
+        f"{row['psnr_mask']:.2f}",
+        delta,
+        to_dense,
+        f"{row['ssim_mask']:.3f}",
+        "–" if row["row"] == "dense" else f"{row['dense_ssim_mask']:.3f}",
+        f"{row['psnr_ring']:.1f}",
+        f"{row['psnr_outside']:.1f}",
+        f"{row['seam'] - row['seam_source']:.2f}",
+        f"{row['seam_excess']:+.2f}",
+        f"{row['edge_ratio']:.2f}",
+        f"{row['grid_ratio']:.2f}",
+        verdict,
+    ]
+
+
+def percent(share: float) -> str:
+    return f"{share:.0%}" if math.isfinite(share) else "–"
+
+
+def entrance_table(entrance: list[dict[str, Any]]) -> str:
+    """Whether the model is fit to judge, kind by kind."""
+    if not entrance:
+        return ""
+    able = sum(entry["able"] for entry in entrance)
+    head = (
+        f"## Entrance test: {able} of {len(entrance)} kinds passed\n\nA model that cannot use far context cannot judge "
+        f"context methods. {ENTRANCE_GROUP} masks, PSNR in the mask: dense must beat Telea by {OVER_TELEA:g} dB on every "
+        f"drawn kind and not lose on photographs, and keeping the edit region alone must cost {EDIT_ONLY_COST:g} dB on the "
+        "drawn kinds.\n\n"
+    )
+    rows = [
+        [
+            entry["kind"],
+            str(entry["pictures"]),
+            f"{entry['dense']:.2f}",
+            f"{entry['telea']:.2f}",
+            f"{entry['over_telea']:+.2f}",
+            f"{entry['edit_only_cost']:+.2f}",
+            "yes" if entry["able"] else "no",
+        ]
+        for entry in entrance
+    ]
+    return head + record.table(["kind", "pictures", "dense", "Telea", "over Telea", "edit only costs", "fit"], rows)
+
+
+def short(content: dict[str, Any]) -> str:
+    """What the terminal shows: a line a row."""
+    lines = [entrance_table(content["entrance"])]
+    for (size, steps, group), rows in tables(content["rows"]).items():
+        lines.append(f"\n{size} px, {steps} steps, {group} masks, {rows[0]['pictures']} pictures")
+        for row in rows:
+            cells = line(row)
+            lines.append(f"  {cells[-1]:4}  {row['title'][:44]:44} FLOPs {cells[2]:>5}  PSNR {cells[4]}  Δ {cells[5]}")
+    return "\n".join(lines)
+
+
+def frontier(rows: list[dict[str, Any]], path: Path) -> None:
+    """Quality over cost, a panel a table; the band is what passes, the bar the 95 % interval."""
+    panels = tables(rows)
+    columns = min(3, len(panels))
+    lines = -(-len(panels) // columns)
+    figure, axes = plt.subplots(
+        lines, columns, figsize=(5.4 * columns, 4.4 * lines), squeeze=False, layout="constrained"
+    )
+    names = list(dict.fromkeys(row["row"] for row in rows if row["row"] != "telea"))
+    colours = plt.get_cmap("tab20")(np.arange(len(names)) % 20)
+    markers = "osD^vP*X"
+    for axis in axes.flat[len(panels) :]:
+        axis.axis("off")
+    for axis, ((size, steps, group), entries) in zip(axes.flat, panels.items(), strict=False):
+        axis.axhspan(LOWEST_DELTA_PSNR, 100, color="tab:green", alpha=0.08)
+        axis.axhline(0, color="black", linewidth=0.8)
+        shown = [row for row in entries if row["row"] != "telea"]
+        for row in shown:
+            place = names.index(row["row"])
+            error = [[row["delta_psnr"] - row["low"]], [row["high"] - row["delta_psnr"]]]
+            axis.errorbar(
+                row["flops_share"] * 100, row["delta_psnr"], error, fmt=markers[place // 20 + place % 7],
+                color=colours[place], markersize=6, capsize=2, linewidth=1, label=row["title"],
+            )  # fmt: skip
+        lowest = min(row["low"] for row in shown)
+        axis.set(
+            title=f"{size} px, {steps} steps, {group} masks ({entries[0]['share']:.1%})", xlabel="FLOPs, % of dense",
+            ylabel="PSNR in the mask over dense, dB", ylim=(max(lowest, -6) - 0.3, 0.8), xlim=(0, 110),
+        )  # fmt: skip
+        axis.grid(alpha=0.25)
+    handles, labels = axes.flat[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def kinds(rows: list[dict[str, Any]], path: Path) -> None:
+    """What each row gains or loses against dense on each kind of picture, all groups of the first size and steps."""
+    first = rows[0]["size"], rows[0]["steps"]
+    shown = [row for row in rows if (row["size"], row["steps"]) == first and row["row"] not in ("dense", "telea")]
+    titles = list(dict.fromkeys(row["title"] for row in shown))
+    names = sorted({kind for row in shown for kind in row["by_kind"]})
+    if not titles:
+        return
+    values = np.full((len(titles), len(names)), np.nan)
+    for (i, title), (j, kind) in ((a, b) for a in enumerate(titles) for b in enumerate(names)):
+        found = [row["by_kind"][kind] for row in shown if row["title"] == title and kind in row["by_kind"]]
+        values[i, j] = np.mean(found) if found else np.nan
+    figure, axis = plt.subplots(figsize=(2.8 + 0.75 * len(names), 1.2 + 0.3 * len(titles)), layout="constrained")
+    image = axis.imshow(values, cmap="RdBu", vmin=-3, vmax=3, aspect="auto")
+    axis.set_xticks(range(len(names)), names, rotation=40, ha="right")
+    axis.set_yticks(range(len(titles)), titles)
+    for (i, j), value in np.ndenumerate(values):
+        if math.isfinite(value):
+            axis.text(j, i, f"{value:+.1f}", ha="center", va="center", fontsize=7)
+    axis.set_title(f"PSNR in the mask over dense, dB, {first[0]} px, {first[1]} steps")
+    figure.colorbar(image, shrink=0.6)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)

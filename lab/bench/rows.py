@@ -1,0 +1,137 @@
+"""The rows of the quality bench, one entry each: what is computed, and what the computed tokens see of the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from hilo_core import CONTEXTS, PRESETS, PlanSettings
+
+# What the study's rows share with the balanced preset, so that they differ in one thing at a time. A share of the tokens,
+# not a threshold, decides how many are added, so that edges and random tokens cost the same.
+DETAIL = PRESETS["balanced"].detail
+FACTOR = PRESETS["balanced"].low_factor
+
+
+class Kind(Enum):
+    """How a row is computed."""
+
+    DENSE = "every token"
+    TELEA = "OpenCV's Telea inpainting, no model"
+    CROP = "a rectangle round the mask, as Inpaint Crop and Stitch cuts it"
+    HILO = "the tokens of a plan"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way to paint a mask.
+
+    Attributes:
+        title: what the tables call it.
+        kind: see `Kind`.
+        other_seed: draw other noise than every other row.
+        equal_to: spend what this other row spends on the same picture: a dense row takes fewer steps, a crop grows, or
+            shrinks its pixels.
+        settings: of the plan.
+        context: how left out tokens stay visible, a name in `hilo_core.CONTEXTS`.
+        options: of the context, such as `proportional`.
+        encoded: low tokens from a small picture through the autoencoder, else averaged from the latent.
+        random: rank tokens outside the edit region by chance and not by their edges.
+        exact: exactly edit region + share, not rounded up to whole canvas rows as the nodes do.
+        core: also runs at the sizes and steps that have few pictures.
+        node: can be had from the nodes in ComfyUI (`--host`).
+    """
+
+    title: str
+    kind: Kind = Kind.HILO
+    other_seed: bool = False
+    equal_to: str = ""
+    settings: PlanSettings = PRESETS["balanced"]
+    context: str = "none"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    encoded: bool = True
+    random: bool = False
+    exact: bool = False
+    core: bool = False
+    node: bool = False
+
+
+def study(detail: float, factor: int) -> PlanSettings:
+    """Settings of a row of the study: `detail` of the tokens outside the edit region, low tokens of `factor` a side."""
+    return PlanSettings(detail=detail, threshold=0.0, low_factor=factor)
+
+
+def cached(context: str, factor: int = 0, **options: Any) -> dict[str, Any]:
+    """A row of the study whose context keeps keys and values of what is left out."""
+    return dict(settings=study(0, factor), context=context, options=options, exact=True)
+
+
+BALANCED = "hilo_balanced"
+NO_LOG_N = {"proportional": False}
+
+ROWS: dict[str, Row] = {
+    "telea": Row("Telea (OpenCV, no model)", Kind.TELEA, core=True),
+    "dense": Row("dense", Kind.DENSE, core=True, node=True),
+    "dense_other_seed": Row("dense, another seed (noise floor)", Kind.DENSE, other_seed=True, core=True, node=True),
+    "fewer_steps": Row("fewer steps at equal cost", Kind.DENSE, equal_to=BALANCED, core=True, node=True),
+    "crop": Row("crop round the mask, x1.2", Kind.CROP, core=True),
+    "crop_equal_cost": Row("crop round the mask at equal cost", Kind.CROP, equal_to=BALANCED, core=True),
+    "edit_only": Row("edit region only", settings=study(0, 0), exact=True, core=True),
+    "random": Row("edit + random", settings=study(DETAIL, 0), random=True, exact=True),
+    "high": Row("edit + high", settings=study(DETAIL, 0), exact=True),
+    "low": Row("edit + low", settings=study(0, FACTOR), context="low", options=NO_LOG_N, exact=True),
+    "low_log_n": Row("edit + low, log n", settings=study(0, FACTOR), context="low", exact=True),
+    "high_low": Row("edit + high + low", settings=study(DETAIL, FACTOR), context="low", options=NO_LOG_N, exact=True),
+    "high_low_log_n": Row("edit + high + low, log n", settings=study(DETAIL, FACTOR), context="low", exact=True),
+    "random_low_log_n": Row(
+        "edit + random + low, log n", settings=study(DETAIL, FACTOR), context="low", random=True, exact=True
+    ),
+    "high_low_averaged": Row(
+        "the same, low tokens averaged", settings=study(DETAIL, FACTOR), context="low", encoded=False, exact=True
+    ),
+    "high_low2_log_n": Row("edit + high + low 2 a side, log n", settings=study(DETAIL, 2), context="low", exact=True),
+    "high_low8_log_n": Row("edit + high + low 8 a side, log n", settings=study(DETAIL, 8), context="low", exact=True),
+    **{
+        f"hilo_{name}": Row(f"HiLo {name} (context low)", settings=settings, context="low", core=True, node=True)
+        for name, settings in PRESETS.items()
+    },
+    "cache_first": Row("edit + K/V cached at the first step", **cached("cache", refresh=0)),
+    "cache_4": Row("edit + K/V cached, dense every 4 steps", **cached("cache", refresh=4)),
+    "pooled_first": Row("edit + K/V pooled 2x2, first step", **cached("pooled cache", refresh=0)),
+    "pooled_4": Row("edit + K/V pooled 2x2, every 4 steps", **cached("pooled cache", refresh=4)),
+    "rolling_10": Row("edit + rolling 10 %", **cached("rolling", share=0.1)),
+    "rolling_20": Row("edit + rolling 20 %", **cached("rolling", share=0.2)),
+    "rolling_20_cold": Row("edit + rolling 20 %, cold", **cached("rolling", 2, share=0.2, warm=False)),
+    **{
+        f"context_{name.replace(' ', '_')}": Row(f"HiLo balanced, context {name}", context=name, core=True, node=True)
+        for name in CONTEXTS
+        if name != "low"  # that one is hilo_balanced
+    },
+}
+
+
+def chosen(names: list[str] | None, core_only: bool = False) -> dict[str, Row]:
+    """Some rows in the table's order, with those that they are compared with or take their cost from.
+
+    Args:
+        names: keys of `ROWS`; none means all.
+        core_only: leave out rows that are not `core`.
+
+    Raises:
+        ValueError: an unknown row.
+    """
+    unknown = sorted(set(names or ()) - set(ROWS))
+    if unknown:
+        raise ValueError(f"--rows names {', '.join(unknown)}; choose from {', '.join(ROWS)}")
+    wanted = set(names or ROWS) | {"dense"}
+    if core_only:
+        wanted = {name for name in wanted if ROWS[name].core}
+    wanted |= {ROWS[name].equal_to for name in wanted} - {""}
+    return {name: row for name, row in ROWS.items() if name in wanted}
+
+
+def running_order(rows: dict[str, Row]) -> list[str]:
+    """The names, dense first and after every row the ones that take their cost from it."""
+    return sorted(rows, key=lambda name: (name != "dense", bool(rows[name].equal_to)))

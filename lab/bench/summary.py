@@ -1,0 +1,119 @@
+"""From results a picture to rows a table, and to the entrance test."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+
+from lab.bench.rows import ROWS
+from lab.bench.verdict import RULE, judge
+
+Results = list[dict[str, Any]]
+
+MEANS = (
+    "tokens", "flops", "seconds", "share", "seam", "seam_source",
+    *(f"{reference}{metric}_{zone}" for reference in ("", "dense_") for metric in ("psnr", "ssim")
+      for zone in ("mask", "ring", "outside")),
+)  # fmt: skip
+
+# A model that does not clear these cannot judge a method that is about seeing far.
+ENTRANCE_GROUP = "medium"
+OVER_TELEA = 3.0  # dB, on every procedural kind; on photographs 0
+EDIT_ONLY_COST = 1.0  # dB
+
+
+def summarise(results: Results, environment: dict[str, Any]) -> dict[str, Any]:
+    """The content of quality.json."""
+    return {
+        "environment": environment,
+        "rule": RULE,
+        "rows": table_rows(results),
+        "entrance": entrance(results),
+        "pictures": results,
+    }
+
+
+def table_rows(results: Results) -> list[dict[str, Any]]:
+    """One entry for each size, number of steps, group of masks and row; costs relative to dense."""
+    found = defaultdict(dict)
+    for result in results:
+        found[result["size"], result["steps"], result["group"]].setdefault(result["row"], []).append(result)
+    rows = []
+    for (size, steps, group), by_row in found.items():
+        dense = by_row["dense"]
+        for name, entries in by_row.items():
+            means = {key: _mean(entries, key) for key in MEANS}
+            rows.append(
+                {
+                    "row": name,
+                    "title": ROWS[name].title,
+                    "size": size,
+                    "steps": steps,
+                    "group": group,
+                    "pictures": len(entries),
+                    **means,
+                    "flops_share": means["flops"] / _mean(dense, "flops"),
+                    "seconds_share": means["seconds"] / _mean(dense, "seconds"),
+                    "edge_ratio": _ratio(entries, "edge", "edge_source"),
+                    "grid_ratio": _ratio(entries, "grid_border", "grid_inside"),
+                    **judge(
+                        *(_column(part, key) for key in ("psnr_mask", "seam") for part in (entries, dense))
+                    ).as_dict(),
+                    "by_kind": _by_kind(entries, dense),
+                }
+            )
+    return rows
+
+
+def entrance(results: Results) -> list[dict[str, Any]]:
+    """For each kind of picture whether the model is good enough to judge with, at the smallest size and fewest steps."""
+    if not results:
+        return []
+    first = min((result["size"], result["steps"]) for result in results)
+    found: dict[str, dict[str, Results]] = defaultdict(lambda: defaultdict(list))
+    for result in results:
+        if (result["size"], result["steps"]) == first and result["group"] == ENTRANCE_GROUP:
+            found[result["kind"]][result["row"]].append(result)
+    lines = []
+    for kind, rows in found.items():
+        if not {"dense", "telea", "edit_only"} <= rows.keys():
+            continue
+        dense, telea, edit_only = (_mean(rows[name], "psnr_mask") for name in ("dense", "telea", "edit_only"))
+        far = kind not in ("photo", "folder")
+        able = dense - telea >= (OVER_TELEA if far else 0) and (dense - edit_only >= EDIT_ONLY_COST or not far)
+        lines.append(
+            {
+                "kind": kind,
+                "pictures": len(rows["dense"]),
+                "dense": dense,
+                "telea": telea,
+                "over_telea": dense - telea,
+                "edit_only_cost": dense - edit_only,
+                "able": bool(able),
+            }
+        )
+    return lines
+
+
+def _column(entries: Results, key: str) -> np.ndarray:
+    return np.array([entry[key] for entry in entries], float)
+
+
+def _mean(entries: Results, key: str) -> float:
+    values = _column(entries, key)
+    return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
+
+
+def _ratio(entries: Results, above: str, below: str) -> float:
+    total = np.nansum(_column(entries, below))
+    return float(np.nansum(_column(entries, above)) / total) if total else float("nan")
+
+
+def _by_kind(entries: Results, dense: Results) -> dict[str, float]:
+    """Mean difference to dense in PSNR (mask, truth) of each kind of picture."""
+    differences = defaultdict(list)
+    for one, other in zip(entries, dense, strict=True):
+        differences[one["kind"]].append(one["psnr_mask"] - other["psnr_mask"])
+    return {kind: float(np.mean(values)) for kind, values in differences.items()}
