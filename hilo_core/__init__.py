@@ -2,7 +2,7 @@
 
 from .canvas import Canvas
 from .composite import composite
-from .context import CONTEXTS, Context, make_context
+from .contexts import CONTEXTS, Context, make_context
 from .families import FAMILIES, UnsupportedModel, find_family
 from .grid import Grid
 from .plan import PRESETS, GridPlan, PlanSettings, TokenPlan, make_plan

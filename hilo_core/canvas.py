@@ -1,21 +1,22 @@
 """Canvas: the chosen tokens laid out as a small latent, so that a DiT simply sees a smaller picture.
 
-Everything inside the model (patchify, LoRA, step caches, torch.compile) works on the canvas unaware. Only the positions of
-its tokens must be overridden, which is the families' job.
-"""
+Everything inside the model (patchify, LoRA, step caches, torch.compile) works on the canvas unaware. Only the positions
+of its tokens must be overridden, which is the families' job."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
 
+from .lowres import LowBlocks
 from .plan import CANVAS_WIDTH, GridPlan
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Canvas:
     """Which token sits where on the canvas, in raster order: full tokens first, then low ones.
 
@@ -23,8 +24,7 @@ class Canvas:
         rows, cols: the canvas in tokens.
         grid_rows, grid_cols: the picture's token grid.
         index: ``(K,)`` long, picture tokens of the first K slots.
-        position: ``(K + L, 2)`` float, true row and column of every slot, in token units of the picture.
-        log_count: ``(L,)`` float, log of the number of tokens that each low slot stands for.
+        blocks: the low tokens of the last L slots.
     """
 
     rows: int
@@ -32,8 +32,7 @@ class Canvas:
     grid_rows: int
     grid_cols: int
     index: torch.Tensor
-    position: torch.Tensor
-    log_count: torch.Tensor
+    blocks: LowBlocks | None = None
 
     @property
     def tokens(self) -> int:
@@ -42,37 +41,40 @@ class Canvas:
     @property
     def low(self) -> int:
         """Number of low slots; they are the last ones."""
-        return len(self.log_count)
+        return len(self.blocks) if self.blocks else 0
+
+    @cached_property
+    def position(self) -> torch.Tensor:
+        """``(K + L, 2)`` float, true row and column of every slot, in token units of the picture."""
+        full = torch.stack([self.index // self.grid_cols, self.index % self.grid_cols], dim=1).float()
+        return torch.cat([full, self.blocks.centre]) if self.blocks else full
+
+    @cached_property
+    def log_count(self) -> torch.Tensor:
+        """``(L,)`` float, log of the number of tokens that each low slot stands for."""
+        return self.blocks.count.float().log() if self.blocks else torch.empty(0)
 
     @classmethod
     def of_plan(cls, plan: GridPlan) -> Canvas:
         """The canvas of a plan whose token count fills whole rows, as ``TokenPlan.on_grid`` makes them."""
-        centre = plan.low.centre if plan.low else torch.empty(0, 2)
-        count = plan.low.count if plan.low else torch.empty(0)
-        return cls.of_tokens(plan.kept, plan.grid.rows, plan.grid.cols, centre, count.float().log())
+        return cls.of_tokens(plan.kept, plan.grid.rows, plan.grid.cols, plan.low)
 
     @classmethod
-    def of_tokens(
-        cls,
-        index: torch.Tensor,
-        grid_rows: int,
-        grid_cols: int,
-        low_centre: torch.Tensor | None = None,
-        log_count: torch.Tensor | None = None,
-    ) -> Canvas:
+    def of_tokens(cls, index: torch.Tensor, grid_rows: int, grid_cols: int, low: LowBlocks | None = None) -> Canvas:
         """A canvas of any tokens in any order.
 
         Args:
             index: ``(K,)`` long, tokens of the picture.
             grid_rows, grid_cols: the picture's token grid.
-            low_centre: ``(L, 2)`` float, centres of the low tokens.
-            log_count: ``(L,)`` float.
+            low: low tokens that stand for the others.
         """
-        low_centre = torch.empty(0, 2) if low_centre is None else low_centre
-        log_count = torch.zeros(len(low_centre)) if log_count is None else log_count
-        rows, cols = canvas_shape(len(index) + len(low_centre))
-        full = torch.stack([index // grid_cols, index % grid_cols], dim=1).float()
-        return cls(rows, cols, grid_rows, grid_cols, index, torch.cat([full, low_centre.float()]), log_count)
+        rows, cols = canvas_shape(len(index) + (len(low) if low else 0))
+        return cls(rows, cols, grid_rows, grid_cols, index, low)
+
+    @classmethod
+    def whole(cls, grid_rows: int, grid_cols: int) -> Canvas:
+        """All tokens where they are: the canvas of a dense call."""
+        return cls(grid_rows, grid_cols, grid_rows, grid_cols, torch.arange(grid_rows * grid_cols))
 
     def pack(self, tokens: torch.Tensor, low: torch.Tensor | None = None) -> torch.Tensor:
         """Lay tokens out as a latent.
@@ -87,22 +89,23 @@ class Canvas:
         chosen = tokens[:, self.index.to(tokens.device)]
         if self.low:
             if low is None or low.shape[1] != self.low:
-                raise ValueError(f"the canvas has {self.low} low slots; got {0 if low is None else low.shape[1]} low tokens")
+                raise ValueError(
+                    f"the canvas has {self.low} low slots; got {0 if low is None else low.shape[1]} low tokens"
+                )
             chosen = torch.cat([chosen, low.to(chosen)], dim=1)
         return from_tokens(chosen, self.rows, self.cols)
 
     def unpack(self, canvas: torch.Tensor, patch: int) -> torch.Tensor:
-        """The full-resolution tokens of a canvas latent, ``(B, K, C, p, p)``, in the order of ``index``; the low ones have
-        done their work and are dropped."""
+        """The full-resolution tokens of a canvas latent, ``(B, K, C, p, p)``, in the order of ``index``; the low ones
+        have done their work and are dropped."""
         return to_tokens(canvas, patch)[:, : len(self.index)]
 
 
 def canvas_shape(count: int) -> tuple[int, int]:
     """Rows and columns of a canvas that holds exactly ``count`` tokens, 32 wide where that fits.
 
-    A wide canvas, not a strip: SD3 and AuraFlow size their position tables by the longer side, ids stay exact in bf16, and
-    its raster is a unique signature among reference latents.
-    """
+    A wide canvas, not a strip: SD3 and AuraFlow size their position tables by the longer side, ids stay exact in bf16,
+    and its raster is a unique signature among reference latents."""
     if count < 1:
         raise ValueError("a canvas needs at least one token")
     if count % CANVAS_WIDTH == 0:

@@ -53,6 +53,6 @@ def _to_source_size(decoded: torch.Tensor, size: tuple[int, int]) -> torch.Tenso
             pad = (grid.left, missing[1] - grid.left, grid.top, missing[0] - grid.top)
             return F.pad(decoded.movedim(-1, 1), pad, mode="replicate").movedim(1, -1)
     raise ValueError(
-        f"samples decode to {width} x {height} pixels, but the plan's picture is {size[1]} x {size[0]}; unpack with the "
-        "plan of the picture that was sampled"
+        f"samples decode to {width} x {height} pixels, but the plan's picture is {size[1]} x {size[0]}; unpack with "
+        "the plan of the picture that was sampled"
     )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-# Pixels a latent cell of the autoencoders in use: 8 (Flux.1, SD3, Qwen, Z-Image), 16 (Flux.2), 32, and 1 (pixel models).
+# Pixels a latent cell of the autoencoders in use: 8 (Flux.1, SD3, Qwen, Z-Image), 16 (Flux.2), 32, and 1 (pixel
+# models).
 VAE_FACTORS = (8, 16, 32, 1)
 
 
@@ -63,14 +64,14 @@ class Grid:
                 top, left = ((side % factor) // 2 for side in picture)
                 return cls(rows, cols, (latent[0], latent[1]), patch, factor, top, left)
         raise ValueError(
-            f"the plan was made for a picture of {picture[1]} x {picture[0]} pixels, but the latent is "
-            f"{latent[1]} x {latent[0]} cells; give HiLo Token Planner the same picture that was encoded for the sampler"
+            f"the plan was made for a picture of {picture[1]} x {picture[0]} pixels, but the latent is {latent[1]} x "
+            f"{latent[0]} cells; give HiLo Token Planner the same picture that was encoded for the sampler"
         )
 
     @classmethod
     def of_picture(cls, picture: tuple[int, int], factor: int = 8, patch: int = 2) -> Grid:
-        """The grid a picture ``(H, W)`` gets from an autoencoder; by default 16 pixel tokens, as Flux, SD3, Qwen-Image and
-        Lumina have them."""
+        """The grid a picture ``(H, W)`` gets from an autoencoder; by default 16 pixel tokens, as Flux, SD3, Qwen-Image
+        and Lumina have them."""
         latent = (picture[0] // factor, picture[1] // factor)
         if 0 in latent:
             raise ValueError(

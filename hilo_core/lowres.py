@@ -1,4 +1,5 @@
-"""Low-frequency tokens: a few tokens of a downsampled picture stand for all that is not computed (HiLo-Token, Method 3)."""
+"""Low-frequency tokens: a few tokens of a downsampled picture stand for all that is not computed (HiLo-Token, Method
+3)."""
 
 from __future__ import annotations
 

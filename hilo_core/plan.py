@@ -191,7 +191,9 @@ def make_plan(image: torch.Tensor, mask: torch.Tensor, settings: PlanSettings | 
 
 def _checked_image(image: torch.Tensor) -> torch.Tensor:
     if image.ndim != 4 or 0 in image.shape:
-        raise ValueError(f"image has shape {tuple(image.shape)}; it must be a picture batch (B, H, W, 3) that is not empty")
+        raise ValueError(
+            f"image has shape {tuple(image.shape)}; it must be a picture batch (B, H, W, 3) that is not empty"
+        )
     if image.shape[-1] != 3:
         raise ValueError(
             f"image has {image.shape[-1]} channels; it must be RGB with 3 (drop an alpha channel with a node such as "
@@ -200,7 +202,9 @@ def _checked_image(image: torch.Tensor) -> torch.Tensor:
     image = image.detach().to(device="cpu", dtype=torch.float32).contiguous()
     # The sum is finite when every value is, at a fraction of the cost of a full isfinite map.
     if not bool(torch.isfinite(image.sum())) and not bool(torch.isfinite(image).all()):
-        raise ValueError("image holds NaN or infinite values; check the node that made it (often a VAE in half precision)")
+        raise ValueError(
+            "image holds NaN or infinite values; check the node that made it (often a VAE in half precision)"
+        )
     return image
 
 
@@ -216,7 +220,9 @@ def _checked_mask(mask: torch.Tensor, image: torch.Tensor) -> tuple[np.ndarray, 
         raise ValueError("mask holds NaN or infinite values; check the node that made it")
     batch, height, width = image.shape[:3]
     if mask.shape[0] not in (1, batch):
-        raise ValueError(f"mask has a batch of {mask.shape[0]} and image one of {batch}; give one mask, or one for each picture")
+        raise ValueError(
+            f"mask has a batch of {mask.shape[0]} and image one of {batch}; give one mask, or one for each picture"
+        )
     notes: tuple[str, ...] = ()
     if tuple(mask.shape[1:]) != (height, width):
         notes = (f"mask was {mask.shape[2]} x {mask.shape[1]} and has been resized to {width} x {height}",)

@@ -27,7 +27,8 @@ def describe(plan: TokenPlan, grid_plan: GridPlan) -> str:
     lines = [
         verdict,
         f"mask {share:.2%} of {plan.size[1]} x {plan.size[0]} pixels, dilated by {plan.settings.dilation}",
-        f"edit region {n_edit:,}, high frequency {grid_plan.high:,}, low frequency {n_low:,} tokens of {grid.token_px} pixels",
+        f"edit region {n_edit:,}, high frequency {grid_plan.high:,}, low frequency {n_low:,} tokens of "
+        f"{grid.token_px} pixels",
         *plan.notes,
     ]
     return "\n".join(lines)

@@ -5,13 +5,13 @@ Made when sampling begins, gone when it ends; nothing is kept on the model or be
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 
 import torch
 
 from .canvas import Canvas, from_tokens, pad_to_tokens, to_tokens
-from .context import Context
+from .contexts import Context, ContextRun, Forward
 from .lowres import LowBlocks, low_latent
 from .plan import GridPlan
 from .schedule import Window
@@ -30,8 +30,13 @@ class Run:
         window: noise levels that are compressed.
         source: ``(B, C, h, w)`` the clean source latent, in the model's own scale.
         noise: ``(B, C, h, w)`` unit variance, the run's own noise.
-        low_clean: ``(B, C, block rows * p, block cols * p)`` the encoded low picture in the model's scale; without it the
-            low tokens are averaged from ``source``.
+        low_clean: ``(B, C, block rows * p, block cols * p)`` the encoded low picture in the model's scale; without it
+            the low tokens are averaged from ``source``.
+        sigmas: ``(S + 1,)`` the schedule, for contexts that act by step.
+        state: the context at work.
+        calls, dense_calls: model calls so far, compressed and dense.
+        said: what the artist has been told.
+        spans: see ``families.base.Sequence``.
     """
 
     plan: GridPlan
@@ -40,87 +45,117 @@ class Run:
     source: torch.Tensor
     noise: torch.Tensor
     low_clean: torch.Tensor | None = None
-    canvas: Canvas = field(init=False)
+    sigmas: torch.Tensor | None = None
+    state: ContextRun = field(init=False)
     calls: int = field(init=False, default=0)
     dense_calls: int = field(init=False, default=0)
     said: set[str] = field(init=False, default_factory=set)
+    spans: dict[tuple[int, ...], int | None] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.canvas = Canvas.of_plan(self.plan)
+        self.state = self.context.start(self.plan)
         self._edit = self.plan.edit.to(self.source.device)
-        self._low_source: torch.Tensor | None = None
-        self._low_noise: torch.Tensor | None = None
-        low = self.plan.low
-        if low is not None:
-            patch = self.plan.grid.patch
-            clean = self.low_clean
-            if clean is None:
-                clean = self._average(self.source, low)
-            self._low_source = to_tokens(clean.to(self.source), patch)[:, low.index.to(self.source.device)]
-            self._low_noise = to_tokens(self.noise, patch)[:, low.representative().to(self.source.device)]
+        self._low_of: tuple[Canvas, torch.Tensor, torch.Tensor] | None = None
+
+    @property
+    def canvas(self) -> Canvas:
+        """What a compressed call computes, or begins with."""
+        return self.state.canvas
 
     def fits(self, latent: torch.Tensor) -> bool:
         """Whether a latent ``(n * B, C, h, w)`` lies on this run's grid; area conditioning passes crops that do not."""
         return tuple(latent.shape[-2:]) == self.plan.grid.latent and latent.shape[0] % self.source.shape[0] == 0
 
-    def pack(self, x: torch.Tensor, sigma: torch.Tensor, noiser: Noiser) -> torch.Tensor:
+    def forward(self, sigma: float, conds: Hashable = ()) -> Forward:
+        """What the next model call computes, see ``ContextRun.forward``."""
+        step = 0 if self.sigmas is None else int((self.sigmas - sigma).abs().argmin())
+        return self.state.forward(step, conds)
+
+    def done(self, forward: Forward) -> None:
+        """The model call has returned."""
+        self.state.done(forward)
+        if forward.dense:
+            self.dense_calls += 1
+        else:
+            self.calls += 1
+
+    def pack(self, x: torch.Tensor, sigma: torch.Tensor, noiser: Noiser, canvas: Canvas | None = None) -> torch.Tensor:
         """The noisy canvas.
 
         Args:
             x: ``(n * B, C, h, w)`` noisy latent of n conditionings.
             sigma: ``(n * B,)``.
             noiser: noises the clean low tokens to ``sigma``.
+            canvas: of this call, ``self.canvas`` by default.
         """
+        canvas = canvas or self.canvas
         low = None
-        if self._low_source is not None and self._low_noise is not None:
+        if canvas.blocks is not None:
             copies = x.shape[0] // self.source.shape[0]
-            count = self._low_source.shape[1]
             clean, noise = (
-                from_tokens(tokens.repeat(copies, 1, 1, 1, 1), 1, count) for tokens in (self._low_source, self._low_noise)
+                from_tokens(tokens.repeat(copies, 1, 1, 1, 1), 1, canvas.low)
+                for tokens in self._low(canvas, canvas.blocks)
             )
             low = to_tokens(noiser(sigma, noise, clean), self.plan.grid.patch)
-        return self.canvas.pack(to_tokens(x, self.plan.grid.patch), low)
+        return canvas.pack(to_tokens(x, self.plan.grid.patch), low)
 
-    def pack_condition(self, condition: torch.Tensor) -> torch.Tensor:
-        """A picture-like conditioning ``(n * B, C, h, w)``, such as Flux Fill's concatenated latent, on the canvas; its low
-        part is averaged over left out tokens, which are known and unmasked."""
-        low = None
-        if self.plan.low is not None:
-            index = self.plan.low.index.to(condition.device)
-            low = to_tokens(self._average(condition, self.plan.low), self.plan.grid.patch)[:, index]
-        return self.canvas.pack(to_tokens(condition, self.plan.grid.patch), low)
+    def pack_condition(self, condition: torch.Tensor, canvas: Canvas | None = None) -> torch.Tensor:
+        """A picture-like conditioning ``(n * B, C, h, w)``, such as Flux Fill's concatenated latent, on the canvas; its
+        low part is averaged over left out tokens, which are known and unmasked."""
+        canvas = canvas or self.canvas
+        low = None if canvas.blocks is None else self._average(condition, canvas.blocks)
+        return canvas.pack(to_tokens(condition, self.plan.grid.patch), low)
 
-    def pack_rows(self, rows: torch.Tensor) -> torch.Tensor:
+    def pack_rows(self, rows: torch.Tensor, canvas: Canvas | None = None) -> torch.Tensor:
         """Token features ``(n * B, N, D)``, such as ControlNet residuals, in canvas order ``(n * B, K + L, D)``."""
-        chosen = rows[:, self.canvas.index.to(rows.device)]
-        return chosen if self.plan.low is None else torch.cat([chosen, self.plan.low.pool(rows)], dim=1)
+        canvas = canvas or self.canvas
+        chosen = rows[:, canvas.index.to(rows.device)]
+        return chosen if canvas.blocks is None else torch.cat([chosen, canvas.blocks.pool(rows)], dim=1)
 
-    def unpack(self, denoised: torch.Tensor) -> torch.Tensor:
-        """Write a denoised canvas ``(n * B, C, rows * p, cols * p)`` over the source, in the edit region alone: what was
-        left out, and what was computed only to be seen, is known."""
-        patch = self.plan.grid.patch
-        source = to_tokens(self.source.to(denoised), patch).repeat(denoised.shape[0] // self.source.shape[0], 1, 1, 1, 1)
-        index = self.canvas.index.to(denoised.device)
+    def unpack(self, denoised: torch.Tensor, canvas: Canvas | None = None) -> torch.Tensor:
+        """Write a denoised canvas ``(n * B, C, rows * p, cols * p)`` over the source, in the edit region alone: what
+        was left out, and what was computed only to be seen, is known."""
+        canvas = canvas or self.canvas
+        source = self._source_tokens(denoised)
+        index = canvas.index.to(denoised.device)
         edited = self._edit[index]
-        source[:, index[edited]] = self.canvas.unpack(denoised, patch)[:, edited]
+        source[:, index[edited]] = canvas.unpack(denoised, self.plan.grid.patch)[:, edited]
         return from_tokens(source, self.plan.grid.rows, self.plan.grid.cols, self.plan.grid.latent)
 
     def pin(self, denoised: torch.Tensor) -> torch.Tensor:
         """A dense result ``(n * B, C, h, w)`` with everything outside the edit region put back to the source."""
-        patch = self.plan.grid.patch
-        source = to_tokens(self.source.to(denoised), patch).repeat(denoised.shape[0] // self.source.shape[0], 1, 1, 1, 1)
         edit = self._edit[None, :, None, None, None]
-        tokens = torch.where(edit, to_tokens(denoised, patch), source)
+        tokens = torch.where(edit, to_tokens(denoised, self.plan.grid.patch), self._source_tokens(denoised))
         return from_tokens(tokens, self.plan.grid.rows, self.plan.grid.cols, self.plan.grid.latent)
-
-    def _average(self, latent: torch.Tensor, low: LowBlocks) -> torch.Tensor:
-        dropped = self.plan.dropped.to(latent.device)
-        return low_latent(pad_to_tokens(latent, self.plan.grid.patch), dropped, self.plan.grid, low.factor)
 
     def summary(self) -> str:
         """One line for the log when the run ends."""
         total = self.plan.grid.count
         return (
-            f"{self.calls} of {self.calls + self.dense_calls} model calls ran on {self.canvas.tokens:,} of {total:,} tokens"
-            f" ({self.plan.high:,} high-frequency, {self.canvas.low:,} low-frequency)"
+            f"{self.calls} of {self.calls + self.dense_calls} model calls ran on {self.canvas.tokens:,} of {total:,} "
+            f"tokens ({self.plan.high:,} high-frequency, {self.canvas.low:,} low-frequency)"
         )
+
+    def _source_tokens(self, like: torch.Tensor) -> torch.Tensor:
+        """``(n * B, N, C, p, p)`` a copy of the source for as many conditionings as ``like`` has."""
+        tokens = to_tokens(self.source.to(like), self.plan.grid.patch)
+        return tokens.repeat(like.shape[0] // self.source.shape[0], 1, 1, 1, 1)
+
+    def _low(self, canvas: Canvas, blocks: LowBlocks) -> tuple[torch.Tensor, torch.Tensor]:
+        """Clean low tokens and their noise, both ``(B, L, C, p, p)``, made once a canvas."""
+        if self._low_of is None or self._low_of[0] is not canvas:
+            device = self.source.device
+            if self.low_clean is None:
+                clean = self._average(self.source, blocks)
+            else:
+                clean = to_tokens(self.low_clean.to(self.source), self.plan.grid.patch)[:, blocks.index.to(device)]
+            noise = to_tokens(self.noise, self.plan.grid.patch)[:, blocks.representative().to(device)]
+            self._low_of = (canvas, clean, noise)
+        return self._low_of[1], self._low_of[2]
+
+    def _average(self, latent: torch.Tensor, blocks: LowBlocks) -> torch.Tensor:
+        """``(B, L, C, p, p)`` the low tokens of a latent, averaged over the left out tokens of each block."""
+        grid = self.plan.grid
+        dropped = (blocks.block >= 0).to(latent.device)
+        low = low_latent(pad_to_tokens(latent, grid.patch), dropped, grid, blocks.factor)
+        return to_tokens(low, grid.patch)[:, blocks.index.to(latent.device)]

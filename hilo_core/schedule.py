@@ -18,6 +18,6 @@ class Window:
     end: float = 0.0
 
     def active(self, sigma: float) -> bool:
-        """Whether a model call at ``sigma`` is compressed. Samplers that evaluate between the steps of the schedule ask for
-        the sigma they are at, so no step table is needed."""
+        """Whether a model call at ``sigma`` is compressed. Samplers that evaluate between the steps of the schedule ask
+        for the sigma they are at, so no step table is needed."""
         return self.end <= sigma <= self.start

@@ -1,8 +1,7 @@
 """HiLo-Token on diffusers' transformer: the lab's twin of what nodes/host.py does in ComfyUI.
 
-The plan, the canvas, the context and the run are hilo_core's own; only the last step differs, because diffusers takes the
-positions of tokens as an argument and needs no override.
-"""
+The plan, the canvas, the context and the run are hilo_core's own; only the last step differs, because diffusers takes
+the positions of tokens as an argument and needs no override."""
 
 from __future__ import annotations
 
@@ -33,7 +32,9 @@ class Compressed:
         run: state and counters of the last run.
     """
 
-    def __init__(self, plan: TokenPlan, context: Context, window: Window | None = None, low: Tensor | None = None) -> None:
+    def __init__(
+        self, plan: TokenPlan, context: Context, window: Window | None = None, low: Tensor | None = None
+    ) -> None:
         self.grid_plan: GridPlan = plan.on_grid(grid_of(plan), context.uses_low)
         self.context = context
         self.window = window or Window()

@@ -1,8 +1,7 @@
 """The one place that touches ComfyUI's model: a clone with two wrappers, and nothing left behind.
 
-``SAMPLER_SAMPLE`` makes the state of a run, ``APPLY_MODEL`` runs the model on the canvas. No forward is replaced, no slot of
-another pack is taken, an attention override that is already set is chained.
-"""
+``SAMPLER_SAMPLE`` makes the state of a run, ``APPLY_MODEL`` runs the model on the canvas. No forward is replaced, no
+slot of another pack is taken, an attention override that is already set is chained."""
 
 from __future__ import annotations
 
@@ -14,13 +13,15 @@ import torch
 from comfy.patcher_extension import WrappersMP
 
 from ..hilo_core import Context, Grid, Run, TokenPlan, UnsupportedModel, Window
+from ..hilo_core.contexts import Forward
 from ..hilo_core.families import Family
 from ..hilo_core.families.base import Sequence
 from ..hilo_core.lowres import low_picture
 
 KEY = "hilo_token"
 
-# Patches of other nodes that compare the picture inside the model with one outside it (DiffSynth and Z-Image ControlNets).
+# Patches of other nodes that compare the picture inside the model with one outside it (DiffSynth and Z-Image
+# ControlNets).
 WHOLE_PICTURE_PATCHES = ("double_block", "noise_refiner", "post_input")
 
 log = logging.getLogger("hilo_token")
@@ -56,10 +57,18 @@ class HiLoPatch:
         return patched
 
     def sample(
-        self, executor: Any, guider: Any, sigmas: Any, extra_args: dict, callback: Any, noise: Any, latent_image: Any, *rest: Any
+        self,
+        executor: Any,
+        guider: Any,
+        sigmas: Any,
+        extra_args: dict,
+        callback: Any,
+        noise: Any,
+        latent_image: Any,
+        *rest: Any,
     ) -> Any:
         """``SAMPLER_SAMPLE``: one ``Run`` for one sampling, reachable through the options of this sampling alone."""
-        run = self._begin(guider.inner_model, noise, latent_image, extra_args.get("seed"))
+        run = self._begin(guider.inner_model, sigmas, noise, latent_image, extra_args.get("seed"))
         if run is not None:
             options = dict(extra_args["model_options"])
             options["transformer_options"] = {**options.get("transformer_options", {}), KEY: run}
@@ -99,44 +108,56 @@ class HiLoPatch:
             return _like(run.pin(_flat(executor(x, t, c_concat, c_crossattn, control, options, **kwargs))), x)
 
         base = executor.class_obj
-        model = getattr(base.diffusion_model, "_orig_mod", base.diffusion_model)
+        model = _plain(base.diffusion_model)
 
         def noiser(sigma: torch.Tensor, noise: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
             mask = torch.zeros_like(clean[:, :1])
             return base.scale_latent_inpaint(x=clean, sigma=sigma, noise=noise, latent_image=clean, denoise_mask=mask)
 
-        sequence = Sequence(run.canvas)
-        if run.context.changes_attention(run.canvas):
-            options = {**options, "optimized_attention_override": self._attention(model, run, sequence, options)}
-        canvas = _like(run.pack(_flat(x), t, noiser), x)
-        if c_concat is not None:
-            c_concat = _like(run.pack_condition(_flat(c_concat)), c_concat)
+        forward = run.forward(float(t.max()), tuple(options.get("uuids") or options.get("cond_or_uncond", ())))
+        sequence = Sequence(forward.canvas, run.spans)
+        if forward.attends:
+            options = {
+                **options,
+                "optimized_attention_override": self._attention(model, run, forward, sequence, options),
+            }
         with self.family.positions(model, sequence):
-            denoised = executor(canvas, t, c_concat, c_crossattn, _pack_control(run, control), options, **kwargs)
+            if forward.dense:
+                denoised = executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+            else:
+                canvas = _like(run.pack(_flat(x), t, noiser, forward.canvas), x)
+                if c_concat is not None:
+                    c_concat = _like(run.pack_condition(_flat(c_concat), forward.canvas), c_concat)
+                control = _pack_control(run, forward, control)
+                denoised = executor(canvas, t, c_concat, c_crossattn, control, options, **kwargs)
         if sequence.asked and not sequence.placed:
             raise UnsupportedModel(
-                f"HiLo Patch Model: this {self.family.name} model asked for positions in a form that is not known, so the "
-                "result would be wrong; set on_unsupported to dense and report the model"
+                f"HiLo Patch Model: this {self.family.name} model asked for positions in a form that is not known, so "
+                "the result would be wrong; set on_unsupported to dense and report the model"
             )
-        run.calls += 1
-        return _like(run.unpack(_flat(denoised)), x)
+        run.done(forward)
+        flat = _flat(denoised)
+        return _like(run.pin(flat) if forward.dense else run.unpack(flat, forward.canvas), x)
 
-    def _begin(self, base: Any, noise: torch.Tensor, latent_image: torch.Tensor, seed: int | None) -> Run | None:
+    def _begin(
+        self, base: Any, sigmas: torch.Tensor, noise: torch.Tensor, latent_image: torch.Tensor, seed: int | None
+    ) -> Run | None:
         """The run's state; ``None`` where everything is computed anyway, so the model stays untouched."""
         if getattr(noise, "is_nested", False) or noise.ndim not in (4, 5) or (noise.ndim == 5 and noise.shape[2] != 1):
-            shape = "several latents at once" if getattr(noise, "is_nested", False) else f"a latent of shape {tuple(noise.shape)}"
+            nested = getattr(noise, "is_nested", False)
+            shape = "several latents at once" if nested else f"a latent of shape {tuple(noise.shape)}"
             return self._refuse(f"the sampler was given {shape}; HiLo Token edits single pictures, not video")
         noise, source = _flat(noise), _flat(latent_image)
-        base_model = getattr(base.diffusion_model, "_orig_mod", base.diffusion_model)
-        grid = _named(Grid.of_latent, self.plan.size, tuple(source.shape[-2:]), self.family.patch_size(base_model))
+        patch = self.family.patch_size(_plain(base.diffusion_model))
+        grid = _named(Grid.of_latent, self.plan.size, tuple(source.shape[-2:]), patch)
         plan = self.plan.on_grid(grid, self.context.uses_low)
         if plan.dense:
             log.info("HiLo Token: the edit region and its details cover the picture; the model runs dense")
             return None
         if not torch.count_nonzero(source):
             raise ValueError(
-                "HiLo Patch Model: the sampler's latent is empty, so nothing is known outside the mask; connect the latent of "
-                "VAE Encode or InpaintModelConditioning to the sampler instead of an empty latent"
+                "HiLo Patch Model: the sampler's latent is empty, so nothing is known outside the mask; connect the "
+                "latent of VAE Encode or InpaintModelConditioning to the sampler instead of an empty latent"
             )
         if not torch.count_nonzero(noise):  # a second sampler that adds no noise: low tokens still need unit variance
             generator = torch.Generator().manual_seed(seed or 0)
@@ -147,25 +168,27 @@ class HiLoPatch:
         if self.low is not None and plan.low is not None:
             low = base.process_latent_in(self.low)
             low = low.repeat(-(-source.shape[0] // low.shape[0]), 1, 1, 1)[: source.shape[0]].to(source)
-        return Run(plan, self.context, window, source, noise, low)
+        return Run(plan, self.context, window, source, noise, low, sigmas.detach().cpu())
 
     def _refuse(self, reason: str) -> None:
         if not self.dense_when_unsupported:
             raise UnsupportedModel(f"HiLo Patch Model: {reason}; bypass the node, or set on_unsupported to dense")
         log.warning("HiLo Token: %s; the model runs dense", reason)
 
-    def _attention(self, model: Any, run: Run, sequence: Sequence, options: dict) -> Any:
+    def _attention(self, model: Any, run: Run, forward: Forward, sequence: Sequence, options: dict) -> Any:
         """An attention override that shows the context, around the one that another node has set."""
         before = options.get("optimized_attention_override")
 
-        def attention(function: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: int, *args: Any, **kwargs: Any):
-            keys = k.shape[2] if kwargs.get("skip_reshape") else k.shape[1]
-            start = self.family.canvas_start(model, sequence, keys)
-            sequence.calls += 1
+        def attention(
+            function: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: int, *args: Any, **kwargs: Any
+        ):
+            dim = 2 if kwargs.get("skip_reshape") else 1
+            start = self.family.canvas_start(model, sequence, k.shape[dim])
             if start is not None and start >= 0:
                 mask = args[0] if args else kwargs.get("mask")
-                mask = run.context.mask(mask, q, keys, start, run.canvas)
+                k, v, mask = run.state.attend(forward, sequence.calls, q, k, v, mask, start, dim)
                 args, kwargs = ((mask, *args[1:]), kwargs) if args else ((), {**kwargs, "mask": mask})
+            sequence.calls += 1
             if before is not None:
                 return before(function, q, k, v, heads, *args, **kwargs)
             return function(q, k, v, heads, *args, **kwargs)
@@ -176,8 +199,8 @@ class HiLoPatch:
 def encode_low_picture(plan: TokenPlan, family: Family, model: Any, vae: Any) -> torch.Tensor:
     """The low-frequency picture through the autoencoder, ``(B, C, h, w)``.
 
-    Encoded when the graph is built and not while sampling, where loading an autoencoder could push the model out of memory.
-    """
+    Encoded when the graph is built and not while sampling, where loading an autoencoder could push the model out of
+    memory."""
     factor = int(vae.spacial_compression_encode())
     grid = Grid.of_picture(plan.size, factor, family.patch_size(model))
     return _flat(vae.encode(low_picture(plan.image, plan.edit_region, grid, plan.settings.low_factor)))
@@ -197,7 +220,12 @@ def _why_dense(
         if options.get("patches", {}).get(name):
             return f"another node patches the model's {name} with a whole picture"
     mask = kwargs.get("attention_mask")
-    if isinstance(mask, torch.Tensor) and mask.ndim >= 2 and mask.shape[-1] == mask.shape[-2] and mask.shape[-1] >= count:
+    if (
+        isinstance(mask, torch.Tensor)
+        and mask.ndim >= 2
+        and mask.shape[-1] == mask.shape[-2]
+        and mask.shape[-1] >= count
+    ):
         return "a conditioning brings an attention mask over all tokens"
     if kwargs.get("ref_latents_method") == "uxo":
         return "reference latents are placed relative to the picture's size (uxo)"
@@ -208,11 +236,19 @@ def _residuals(control: dict | None) -> list[torch.Tensor]:
     return [add for adds in (control or {}).values() for add in adds if add is not None]
 
 
-def _pack_control(run: Run, control: dict | None) -> dict | None:
+def _pack_control(run: Run, forward: Forward, control: dict | None) -> dict | None:
     """ControlNet residuals, one row a token, in canvas order."""
     if control is None:
         return None
-    return {place: [None if add is None else run.pack_rows(add) for add in adds] for place, adds in control.items()}
+    canvas = forward.canvas
+    return {
+        place: [None if add is None else run.pack_rows(add, canvas) for add in adds] for place, adds in control.items()
+    }
+
+
+def _plain(diffusion_model: Any) -> Any:
+    """The module itself where torch.compile has wrapped it."""
+    return getattr(diffusion_model, "_orig_mod", diffusion_model)
 
 
 def _flat(latent: torch.Tensor) -> torch.Tensor:

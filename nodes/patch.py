@@ -21,18 +21,20 @@ class HiLoPatchModel(io.ComfyNode):
             node_id="HiLoPatchModel",
             display_name="HiLo Patch Model",
             category=CATEGORY,
-            description="Makes a diffusion transformer compute only the planned tokens while inpainting. The model you connect "
-            "stays as it is; bypass this node and everything is as before.",
+            description="Makes a diffusion transformer compute only the planned tokens while inpainting. The model "
+            "you connect stays as it is; bypass this node and everything is as before.",
             **newer(io.Schema, search_aliases=["inpaint speed", "hilo", "token compression", "faster inpainting"]),
             inputs=[
-                io.Model.Input("model", tooltip="Any supported DiT: Flux.1, SD3 / SD3.5, Qwen-Image, Lumina 2 / Z-Image."),
+                io.Model.Input(
+                    "model", tooltip="Any supported DiT: Flux.1, SD3 / SD3.5, Qwen-Image, Lumina 2 / Z-Image."
+                ),
                 HiLoPlan.Input("plan", tooltip=PLAN_TOOLTIP),
                 io.Combo.Input(
                     "context",
                     options=list(CONTEXTS),
                     default="low",
-                    tooltip="How the model sees what is left out. low: a few low-frequency tokens stand in for it. none: it sees "
-                    "only the edit region and the details around it.",
+                    tooltip="How the model sees what is left out. low: a few low-frequency tokens stand in for it. "
+                    "none: it sees only the edit region and the details around it.",
                 ),
                 io.Float.Input(
                     "start_percent",
@@ -54,20 +56,21 @@ class HiLoPatchModel(io.ComfyNode):
                     "on_unsupported",
                     options=["error", "dense"],
                     default="error",
-                    tooltip="With a model or latent that HiLo Token does not know: stop with an error, or run it uncompressed.",
+                    tooltip="With a model or latent that HiLo Token does not know: stop with an error, or run it "
+                    "uncompressed.",
                 ),
                 io.Boolean.Input(
                     "proportional",
                     default=True,
-                    tooltip="Give each low-frequency token the attention weight of all the tokens it stands for (log n). Off: a "
-                    "block of 16 has the voice of one.",
+                    tooltip="Give each low-frequency token the attention weight of all the tokens it stands for (log "
+                    "n). Off: a block of 16 has the voice of one.",
                     **newer(io.Boolean.Input, advanced=True),
                 ),
                 io.Vae.Input(
                     "vae",
                     optional=True,
-                    tooltip="Optional: encodes the low-frequency picture. Without it the low-frequency tokens are averaged from "
-                    "the latent.",
+                    tooltip="Optional: encodes the low-frequency picture. Without it the low-frequency tokens are "
+                    "averaged from the latent.",
                 ),
             ],
             outputs=[io.Model.Output("patched", tooltip="Connect it to the sampler or guider in place of the model.")],
@@ -99,7 +102,7 @@ class HiLoPatchModel(io.ComfyNode):
             raise UnsupportedModel(
                 f"HiLo Patch Model: {error}; bypass the node, or set on_unsupported to dense"
             ) from error
-        chosen = make_context(context, proportional)
+        chosen = make_context(context, proportional=proportional)
         low = None
         if vae is not None and chosen.uses_low and plan.settings.low_factor:
             low = encode_low_picture(plan, family, diffusion_model, vae)

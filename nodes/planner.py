@@ -23,21 +23,24 @@ class HiLoTokenPlanner(io.ComfyNode):
             node_id="HiLoTokenPlanner",
             display_name="HiLo Token Planner",
             category=CATEGORY,
-            description="Plans which tokens of the picture the model computes when inpainting: all of the edit region, the "
-            "edges and textures around it, and a coarse view of the rest.",
-            **newer(io.Schema, search_aliases=["inpaint speed", "token plan", "hilo", "sparse inpaint", "faster inpainting"]),
+            description="Plans which tokens of the picture the model computes when inpainting: all of the edit "
+            "region, the edges and textures around it, and a coarse view of the rest.",
+            **newer(
+                io.Schema, search_aliases=["inpaint speed", "token plan", "hilo", "sparse inpaint", "faster inpainting"]
+            ),
             inputs=[
                 io.Image.Input("image", tooltip="The picture to edit, the same one that is encoded for the sampler."),
                 io.Mask.Input(
                     "mask",
-                    tooltip="White where the picture is to change. Soft masks count as painted from 5 %; a mask of another "
-                    "size is resized.",
+                    tooltip="White where the picture is to change. Soft masks count as painted from 5 %; a mask of "
+                    "another size is resized.",
                 ),
                 io.Combo.Input(
                     "preset",
                     options=["balanced", "fast", "quality", "custom"],
                     default="balanced",
-                    tooltip="Measured settings: fast computes fewest tokens, quality most. custom uses the widgets below.",
+                    tooltip="Measured settings: fast computes fewest tokens, quality most. custom uses the widgets "
+                    "below.",
                 ),
                 io.Int.Input(
                     "dilation",
@@ -53,8 +56,8 @@ class HiLoTokenPlanner(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="Largest share of the tokens outside the edit region that is kept for its edges and textures: more "
-                    f"context for the edit, less speed. {custom}",
+                    tooltip="Largest share of the tokens outside the edit region that is kept for its edges and "
+                    f"textures: more context for the edit, less speed. {custom}",
                 ),
                 io.Float.Input(
                     "threshold",
@@ -62,22 +65,23 @@ class HiLoTokenPlanner(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="Weakest edge worth a token, relative to the strongest in the picture. Raise it to spend less on "
-                    f"faint texture. {custom}",
+                    tooltip="Weakest edge worth a token, relative to the strongest in the picture. Raise it to spend "
+                    f"less on faint texture. {custom}",
                 ),
                 io.Combo.Input(
                     "low_factor",
                     options=list(LOW_FACTORS),
                     default="4",
-                    tooltip="Tokens a side that one low-frequency token stands for: 4 shows the model the rest of the picture at "
-                    f"a quarter of its size, 2 finer, 16 coarser, off not at all. {custom}",
+                    tooltip="Tokens a side that one low-frequency token stands for: 4 shows the model the rest of "
+                    f"the picture at a quarter of its size, 2 finer, 16 coarser, off not at all. {custom}",
                 ),
             ],
             outputs=[
                 HiLoPlan.Output("plan", tooltip="For HiLo Patch Model and HiLo Unpack."),
                 io.Mask.Output("edit_region", tooltip="The dilated mask: everything that may change."),
                 io.Image.Output(
-                    "preview", tooltip="The picture with each token tinted: edit region, high frequency, low frequency, left out."
+                    "preview",
+                    tooltip="The picture with each token tinted: edit region, high frequency, low frequency, left out.",
                 ),
                 io.String.Output("report", tooltip="How many tokens are computed, and why."),
             ],

@@ -17,8 +17,8 @@ class HiLoUnpack(io.ComfyNode):
             node_id="HiLoUnpack",
             display_name="HiLo Unpack",
             category=CATEGORY,
-            description="Decodes the samples and pastes the edit region over the source picture. Pixels outside the edit region "
-            "never pass through the autoencoder: they stay bit-exact.",
+            description="Decodes the samples and pastes the edit region over the source picture. Pixels outside the "
+            "edit region never pass through the autoencoder: they stay bit-exact.",
             **newer(io.Schema, search_aliases=["inpaint paste", "stitch", "composite", "hilo", "blend inpaint"]),
             inputs=[
                 io.Latent.Input("samples", tooltip="The sampler's result."),
@@ -30,8 +30,8 @@ class HiLoUnpack(io.ComfyNode):
                     min=0,
                     max=256,
                     step=1,
-                    tooltip="Pixels over which the border of the edit region blends into the source. It stays inside the dilation "
-                    "band and never fades the mask itself; 0 cuts hard.",
+                    tooltip="Pixels over which the border of the edit region blends into the source. It stays inside "
+                    "the dilation band and never fades the mask itself; 0 cuts hard.",
                 ),
             ],
             outputs=[

@@ -31,7 +31,9 @@ def find_family(model: torch.nn.Module) -> Family:
             family.check(model)
             return family
     supported = ", ".join(family.name for family in FAMILIES)
-    raise UnsupportedModel(f"this model is a {type(model).__name__}, which HiLo Token does not know; it knows {supported}")
+    raise UnsupportedModel(
+        f"this model is a {type(model).__name__}, which HiLo Token does not know; it knows {supported}"
+    )
 
 
 __all__ = ["FAMILIES", "Family", "UnsupportedModel", "find_family"]

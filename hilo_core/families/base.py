@@ -22,11 +22,12 @@ class Sequence:
 
     Attributes:
         canvas: what was packed.
-        spans: found once per shape of position ids: the start of the canvas, or ``None`` where the ids hold none.
+        spans: starts of the canvas found so far, shared by the forwards of a run so that each search is done once. A model
+            may embed text and picture apart and of equal length, so a search is known by its turn in the forward, too.
         length: tokens of the joint sequence last seen by the position embedder, text and references included.
         start: where the canvas begins in it.
         calls: attention calls since the forward began.
-        asked: the model asked for positions; a step cache may skip a whole forward.
+        asked: how often the model asked for positions; a step cache may skip a whole forward.
         placed: the canvas got its positions.
     """
 
@@ -35,7 +36,7 @@ class Sequence:
     length: int = 0
     start: int = 0
     calls: int = 0
-    asked: bool = False
+    asked: int = 0
     placed: bool = False
 
 
@@ -120,26 +121,32 @@ def find_canvas(ids: torch.Tensor, canvas: Canvas, axes: tuple[int, int], last: 
         Start of the canvas, or ``None``.
     """
     grid = ids[0, :, list(axes)].detach().double().cpu()
-    count = canvas.tokens
-    if count > len(grid):
+    count, last_start = canvas.tokens, len(grid) - canvas.tokens
+    if last_start < 0:
         return None
     raster = torch.stack([torch.arange(count) // canvas.cols, torch.arange(count) % canvas.cols], dim=1).double()
-    # Windows whose second token is one step right of the first (one step down on a one-column canvas) are candidates.
-    step = grid[1 : len(grid) - count + 2] - grid[: len(grid) - count + 1] if count > 1 else grid[: len(grid) - count + 1]
-    axis = 1 if canvas.cols > 1 else 0
-    candidates = torch.nonzero(step[:, axis] > 0).flatten() if count > 1 else torch.arange(len(grid) - count + 1)
-    for start in (candidates.flip(0) if last else candidates).tolist():
+    starts = torch.arange(last_start + 1)
+    if count > 1:
+        # A canvas can begin only where the second token lies one step right of the first (below it, in one column).
+        step = grid[1 : last_start + 2] - grid[: last_start + 1]
+        starts = starts[step[:, 1 if canvas.cols > 1 else 0] > 0]
+    for start in (starts.flip(0) if last else starts).tolist():
         window = grid[start : start + count] - grid[start]
-        scale = torch.stack([_step(window, canvas, 0), _step(window, canvas, 1)])
+        scale = torch.stack([_spacing(window[:, axis], canvas, axis) for axis in (0, 1)])
         if bool((scale > 0).all()) and torch.allclose(window, raster * scale, atol=1e-3):
             return start
     return None
 
 
-def _step(window: torch.Tensor, canvas: Canvas, axis: int) -> torch.Tensor:
-    """Distance in ids between neighbours along an axis: 1, unless ``rope_options`` scales it."""
-    neighbour = (canvas.cols if axis == 0 else 1) if (canvas.rows, canvas.cols)[axis] > 1 else None
-    return window.new_tensor(1.0) if neighbour is None else window[neighbour, axis]
+def _spacing(coordinate: torch.Tensor, canvas: Canvas, axis: int) -> torch.Tensor:
+    """Distance in ids between neighbours down (axis 0) or across (axis 1) a canvas: 1 unless ``rope_options`` scales.
+
+    Args:
+        coordinate: ``(tokens,)`` that axis of the canvas's ids.
+    """
+    if (canvas.rows, canvas.cols)[axis] == 1:
+        return coordinate.new_tensor(1.0)
+    return coordinate[canvas.cols if axis == 0 else 1] - coordinate[0]
 
 
 def place_canvas(
@@ -157,11 +164,11 @@ def place_canvas(
         ``(B, L, A)`` float32: bf16 ids are exact only to 256, and centres of low tokens are fractions.
     """
     canvas = sequence.canvas
-    sequence.asked = True
-    shape = tuple(ids.shape)
-    if shape not in sequence.spans:
-        sequence.spans[shape] = find_canvas(ids, canvas, axes, last)
-    start = sequence.spans[shape]
+    search = (sequence.asked, canvas.rows, canvas.cols, *ids.shape)
+    sequence.asked += 1
+    if search not in sequence.spans:
+        sequence.spans[search] = find_canvas(ids, canvas, axes, last)
+    start = sequence.spans[search]
     if start is None:
         return ids
     sequence.start, sequence.length, sequence.placed = start, ids.shape[1], True
@@ -170,13 +177,12 @@ def place_canvas(
     position = canvas.position.to(placed.device)
     sides = ((canvas.rows, canvas.grid_rows), (canvas.cols, canvas.grid_cols))
     for axis, (name, (side, true_side)) in enumerate(zip(axes, sides, strict=True)):
-        # rope_options (scale, shift) and LongCat's own shift are in the ids already: keep their origin and their scale.
-        neighbour = (canvas.cols if axis == 0 else 1) if side > 1 else 0
-        scale = window[0, neighbour, name] - window[0, 0, name] if neighbour else 1.0
+        # rope_options (scale, shift) and LongCat's own shift are in the ids already: keep their origin and spacing.
+        spacing = _spacing(window[0, :, name], canvas, axis)
         origin = window[:, :1, name].clone()
         if centred:
-            origin = origin + (side // 2 - true_side // 2) * scale
-        window[:, :, name] = origin + position[:, axis] * scale
+            origin = origin + (side // 2 - true_side // 2) * spacing
+        window[:, :, name] = origin + position[:, axis] * spacing
     return placed
 
 

@@ -21,7 +21,10 @@ class Lumina(Family):
         return replaced(model, "rope_embedder", PositionProxy(model.rope_embedder, rewrite))
 
     def canvas_start(self, model: torch.nn.Module, sequence: Sequence, keys: int) -> int | None:
-        # The caption is refined first, alone, and may be as long as the canvas: only the count of calls tells them apart.
+        # The caption is refined first, alone, and may be as long as the canvas: only the count of calls tells them
+        # apart.
         if sequence.calls < len(model.context_refiner):
             return None
-        return keys - sequence.canvas.tokens
+        # Z-Image pads the picture's tokens; a canvas fills the multiple, a whole picture may not.
+        multiple = getattr(model, "pad_tokens_multiple", None) or 1
+        return keys - -(-sequence.canvas.tokens // multiple) * multiple

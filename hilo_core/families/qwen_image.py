@@ -10,8 +10,8 @@ from .base import Family, PositionProxy, Sequence, place_canvas, replaced
 
 
 class QwenImage(Family):
-    """Text, then picture, then references. Rows and columns count from the middle of the picture, and the text begins where
-    the longer half of the picture ends, so a smaller picture moves both."""
+    """Text, then picture, then references. Rows and columns count from the middle of the picture, and the text begins
+    where the longer half of the picture ends, so a smaller picture moves both."""
 
     name = "Qwen-Image"
     classes = ("comfy.ldm.qwen_image.model.QwenImageTransformer2DModel",)

@@ -12,8 +12,8 @@ from .base import Family, Sequence, replaced
 
 
 class SD3(Family):
-    """Absolute positions, added to the picture's tokens: rows of a learned table, cropped to the picture's centre. The text
-    comes first; SD3.5-medium also attends within the picture alone."""
+    """Absolute positions, added to the picture's tokens: rows of a learned table, cropped to the picture's centre. The
+    text comes first; SD3.5-medium also attends within the picture alone."""
 
     name = "SD3 / SD3.5"
     classes = ("comfy.ldm.modules.diffusionmodules.mmdit.OpenAISignatureMMDITWrapper",)

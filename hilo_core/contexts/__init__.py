@@ -1,0 +1,35 @@
+"""The choices of context, by the names on the node. A new one is a file and one line here."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+from .base import Context, ContextRun, Forward
+from .cache import CacheContext, PooledCacheContext
+from .low import LowContext
+from .rolling import RollingContext
+
+CONTEXTS: dict[str, type[Context]] = {
+    "none": Context,
+    "low": LowContext,
+    "cache": CacheContext,
+    "pooled cache": PooledCacheContext,
+    "rolling": RollingContext,
+}
+
+
+def make_context(name: str, **settings: Any) -> Context:
+    """The context of a name in ``CONTEXTS``; settings it has no use for are left aside.
+
+    Raises:
+        ValueError: no such context.
+    """
+    if name not in CONTEXTS:
+        raise ValueError(f"context is {name!r}; it must be one of {', '.join(CONTEXTS)}")
+    chosen = CONTEXTS[name]
+    known = {field.name for field in fields(chosen)} - {"uses_low"}
+    return chosen(**{key: value for key, value in settings.items() if key in known})
+
+
+__all__ = ["CONTEXTS", "Context", "ContextRun", "Forward", "make_context"]
