@@ -1,0 +1,60 @@
+"""The browser's tests: a real page on a real server. Where something is missing they are skipped, and say so once."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from typing import Any, NoReturn
+
+import pytest
+
+from browser.page import Visit, browser, install_driver, look_around, stand_in
+from host.host import ROOT, find_hosts
+from host.server import Server
+
+FOLDER = ROOT / "workflows"
+LAB_FILES = {"hilo_lab_fill.safetensors": "diffusion_models", "hilo_lab_vae.safetensors": "vae"}
+
+_missing: list[str] = []
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Say once, and loudly, that the page was not looked at."""
+    for line in _missing:
+        terminalreporter.write_line(f"The browser tests were skipped: {line}", red=True, bold=True)
+
+
+def skip(why: str) -> NoReturn:
+    """Skip, and remember why for the end of the run."""
+    _missing.append(why)
+    pytest.skip(why)
+
+
+@pytest.fixture(scope="session")
+def visit(tmp_path_factory: pytest.TempPathFactory) -> Visit:
+    """Every workflow opened in the page, and the lab's one run from it."""
+    hosts, program, node = find_hosts(), browser(), shutil.which("node")
+    if not hosts:
+        skip("no ComfyUI was found")
+    if not program:
+        skip("no Chromium was found; install chromium")
+    if not node:
+        skip("Node.js was not found; install version 20 or newer")
+    trouble = install_driver()
+    if trouble:
+        skip(f"playwright-core could not be installed: {trouble}")
+
+    server = Server(hosts[0], tmp_path_factory.mktemp("page_server"))
+    workflows = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in FOLDER.glob("*.json")}
+    for name, folder in LAB_FILES.items():
+        shutil.copy(ROOT / "lab" / "weights" / name, server.base / "models" / folder)
+    for workflow in workflows.values():
+        stand_in(workflow, server.base / "models")
+    for picture in (FOLDER / "lab_fill_demo_input.webp", hosts[0] / "input" / "example.png"):
+        shutil.copy(picture, server.base / "input")
+    out = tmp_path_factory.mktemp("page")
+    with server:
+        report = look_around(program, node, out, server.url, workflows, run=["lab_fill_demo"])
+        info = server.object_info()
+    print(f"\nscreenshots: {out}")
+    return Visit(report, workflows, info)
