@@ -102,16 +102,19 @@ class Job:
     def error_outside(self, result: torch.Tensor) -> float:
         """Largest deviation from the source outside the edit region, relative to the latent's scale."""
         change = (result - self.latent)[..., ~self.edited()].abs().max()
-        return float(change / self.latent.abs().max())
+        return float((change / self.latent.abs().max()).detach())
 
     def change_inside(self, result: torch.Tensor, other: torch.Tensor) -> float:
         """Largest difference between two results in the edit region, relative to the latent's scale."""
         change = (result - other)[..., self.edited()].abs().max()
-        return float(change / self.latent.abs().max())
+        return float((change / self.latent.abs().max()).detach())
 
 
 def snapshot(patcher: Any) -> dict[str, Any]:
-    """All that a run could leave behind on the shared model: weights, modules, attributes, the patcher's lists."""
+    """All that a run could leave behind on the shared model: weights, modules, attributes, the patcher's lists.
+
+    Take it after a first run, because the host marks a module's layers when it loads them.
+    """
     module = patcher.model.diffusion_model
     weights = {name: value.clone() for name, value in module.state_dict().items()}
     places = {

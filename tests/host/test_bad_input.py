@@ -61,6 +61,7 @@ def test_a_mask_of_another_size_is_resized_and_said_once(pack: ModuleType, caplo
 
 
 def expect_refusal(job: Job, error: type[Exception], message: str, widgets: dict[str, Any] | None = None) -> None:
+    Job(job.pack, job.name).dense(steps=1)
     before = snapshot(job.model.patcher)
     with pytest.raises(error, match=message):
         job.hilo(widgets)
