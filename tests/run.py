@@ -79,8 +79,9 @@ def main() -> int:
     timings: list[str] = []
     codes = []
     if not only_tests:
-        codes.append(timed("ruff check", [*python, "ruff", "check", "."], timings=timings))
-        codes.append(timed("ruff format", [*python, "ruff", "format", "--check", "."], timings=timings))
+        concise = ["--output-format", "concise"]
+        codes.append(timed("ruff check", [*python, "ruff", "check", *concise, "."], timings=timings))
+        codes.append(timed("ruff format", [*python, "ruff", "format", "--check", *concise, "."], timings=timings))
         pyright = [*python, "basedpyright", "--pythonpath", sys.executable]
         codes.append(timed("pyright", pyright, timings=timings))
     for host in hosts[1:]:
