@@ -35,6 +35,7 @@ class Run:
         sigmas: ``(S + 1,)`` the schedule, for contexts that act by step.
         state: the context at work.
         calls, dense_calls: model calls so far, compressed and dense.
+        computed: tokens that the compressed calls computed together.
         said: what the artist has been told.
         spans: see ``families.base.Sequence``.
     """
@@ -49,6 +50,7 @@ class Run:
     state: ContextRun = field(init=False)
     calls: int = field(init=False, default=0)
     dense_calls: int = field(init=False, default=0)
+    computed: int = field(init=False, default=0)
     said: set[str] = field(init=False, default_factory=set)
     spans: dict[tuple[int, ...], int | None] = field(init=False, default_factory=dict)
 
@@ -78,6 +80,7 @@ class Run:
             self.dense_calls += 1
         else:
             self.calls += 1
+            self.computed += forward.canvas.tokens
 
     def pack(self, x: torch.Tensor, sigma: torch.Tensor, noiser: Noiser, canvas: Canvas | None = None) -> torch.Tensor:
         """The noisy canvas.
@@ -130,11 +133,11 @@ class Run:
 
     def summary(self) -> str:
         """One line for the log when the run ends."""
-        total = self.plan.grid.count
-        return (
-            f"{self.calls} of {self.calls + self.dense_calls} model calls ran on {self.canvas.tokens:,} of {total:,} "
-            f"tokens ({self.plan.high:,} high-frequency, {self.canvas.low:,} low-frequency)"
-        )
+        calls = self.calls + self.dense_calls
+        if not self.calls:
+            return f"all {calls} model calls ran dense"
+        tokens = round(self.computed / self.calls)
+        return f"{self.calls} of {calls} model calls ran on {tokens:,} of {self.plan.grid.count:,} tokens"
 
     def _source_tokens(self, like: torch.Tensor) -> torch.Tensor:
         """``(n * B, N, C, p, p)`` a copy of the source for as many conditionings as ``like`` has."""

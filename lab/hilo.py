@@ -5,11 +5,19 @@ the positions of tokens as an argument and needs no override."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count
+from typing import Any
+
 import torch
 from diffusers import FluxTransformer2DModel
+from diffusers.models.transformers import transformer_flux
 from torch import Tensor
 
 from hilo_core import Context, Grid, GridPlan, Run, TokenPlan, Window
+from hilo_core.contexts import Forward
+from hilo_core.families.base import replaced
 from lab import sampling
 from lab.dit import CONTEXT_TOKENS
 
@@ -27,46 +35,79 @@ class Compressed:
         context: how left out tokens stay visible.
         window: noise levels that are compressed; the others run dense.
         low: (B, 16, h, w) the encoded low-frequency picture in sampling space, else low tokens are averaged.
+        steps: of the schedule, for contexts that act by step.
 
     Attributes:
         run: state and counters of the last run.
     """
 
     def __init__(
-        self, plan: TokenPlan, context: Context, window: Window | None = None, low: Tensor | None = None
+        self,
+        plan: TokenPlan,
+        context: Context,
+        window: Window | None = None,
+        low: Tensor | None = None,
+        steps: int = 8,
     ) -> None:
         self.grid_plan: GridPlan = plan.on_grid(grid_of(plan), context.uses_low)
         self.context = context
         self.window = window or Window()
         self.low = low
+        self.sigmas = sampling.schedule(steps)
         self.run: Run | None = None
 
     def begin(self, source: Tensor, noise: Tensor) -> sampling.Denoise:
         """Start a run from its source latent and noise, both (B, 16, h, w)."""
         if self.grid_plan.dense:
             return sampling.denoise
-        self.run = Run(self.grid_plan, self.context, self.window, source, noise, self.low)
+        self.run = Run(self.grid_plan, self.context, self.window, source, noise, self.low, self.sigmas)
         return self._denoise
 
     def _denoise(self, dit: FluxTransformer2DModel, tokens: Tensor, ids: Tensor, sigma: Tensor) -> Tensor:
         run = self.run
         assert run is not None
-        if not run.window.active(float(sigma.max())):
+        level = float(sigma.max())
+        if not run.window.active(level):
             run.dense_calls += 1
             return sampling.denoise(dit, tokens, ids, sigma)
-        run.calls += 1
-        rows, columns = run.plan.grid.rows, run.plan.grid.cols
-        whole = sampling.unpack(tokens, rows, columns)
-        x, condition = whole[:, :16], whole[:, 16:]
-        canvas = run.pack(x, sigma, _noised)
-        packed = sampling.pack(torch.cat([canvas, run.pack_condition(condition)], 1))
-        position = run.canvas.position.to(ids)
-        canvas_ids = torch.cat([torch.zeros_like(position[:, :1]), position], 1)
-        bias = run.context.mask(None, packed, CONTEXT_TOKENS + run.canvas.tokens, CONTEXT_TOKENS, run.canvas)
-        velocity = sampling.denoise(dit, packed, canvas_ids, sigma, bias)
-        level = sigma[:, None, None, None]
-        denoised = canvas - level * sampling.unpack(velocity, run.canvas.rows, run.canvas.cols)
-        return sampling.pack((x - run.unpack(denoised)) / level)
+        forward = run.forward(level)
+        canvas = forward.canvas
+        with attending(run, forward):
+            if forward.dense:
+                velocity = sampling.denoise(dit, tokens, ids, sigma)
+                run.done(forward)
+                return velocity
+            whole = sampling.unpack(tokens, run.plan.grid.rows, run.plan.grid.cols)
+            x, condition = whole[:, :16], whole[:, 16:]
+            noisy = run.pack(x, sigma, _noised, canvas)
+            packed = sampling.pack(torch.cat([noisy, run.pack_condition(condition, canvas)], 1))
+            position = canvas.position.to(ids)
+            canvas_ids = torch.cat([torch.zeros_like(position[:, :1]), position], 1)
+            velocity = sampling.denoise(dit, packed, canvas_ids, sigma)
+        run.done(forward)
+        step = sigma[:, None, None, None]
+        denoised = noisy - step * sampling.unpack(velocity, canvas.rows, canvas.cols)
+        return sampling.pack((x - run.unpack(denoised, canvas)) / step)
+
+
+@contextmanager
+def attending(run: Run, forward: Forward) -> Iterator[None]:
+    """Let the run's context see every attention call of one forward.
+
+    diffusers has no hook between its projections and its kernel, so the kernel's entry point in the module of its Flux
+    model is replaced for the time of the call.
+    """
+    if not forward.attends:
+        yield
+        return
+    kernel, layers = transformer_flux.dispatch_attention_fn, count()
+
+    def attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, **kwargs: Any) -> Tensor:
+        k, v, mask = run.state.attend(forward, next(layers), q, k, v, attn_mask, CONTEXT_TOKENS, dim=1)
+        return kernel(q, k, v, attn_mask=mask, **kwargs)
+
+    with replaced(transformer_flux, "dispatch_attention_fn", attention):
+        yield
 
 
 def _noised(sigma: Tensor, noise: Tensor, clean: Tensor) -> Tensor:

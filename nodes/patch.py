@@ -33,8 +33,10 @@ class HiLoPatchModel(io.ComfyNode):
                     "context",
                     options=list(CONTEXTS),
                     default="low",
-                    tooltip="How the model sees what is left out. low: a few low-frequency tokens stand in for it. "
-                    "none: it sees only the edit region and the details around it.",
+                    tooltip="How the model sees what is left out. low: a few low-frequency tokens stand in for it. cache: "
+                    "its keys and values from the last dense step; pooled cache: the same in a quarter of the memory. "
+                    "rolling: each step also refreshes a part of that cache. none: only the edit region and the details "
+                    "around it.",
                 ),
                 io.Float.Input(
                     "start_percent",
@@ -66,6 +68,24 @@ class HiLoPatchModel(io.ComfyNode):
                     "n). Off: a block of 16 has the voice of one.",
                     **newer(io.Boolean.Input, advanced=True),
                 ),
+                io.Int.Input(
+                    "refresh",
+                    default=4,
+                    min=0,
+                    max=100,
+                    tooltip="For context cache and pooled cache: one step in so many runs dense and renews the cache; 0 "
+                    "for the first step only.",
+                    **newer(io.Int.Input, advanced=True),
+                ),
+                io.Float.Input(
+                    "share",
+                    default=0.2,
+                    min=0.01,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="For context rolling: the part of the left out tokens that each step renews.",
+                    **newer(io.Float.Input, advanced=True),
+                ),
                 io.Vae.Input(
                     "vae",
                     optional=True,
@@ -86,6 +106,8 @@ class HiLoPatchModel(io.ComfyNode):
         end_percent: float,
         on_unsupported: str,
         proportional: bool = True,
+        refresh: int = 4,
+        share: float = 0.2,
         vae: Any = None,
     ) -> io.NodeOutput:
         if start_percent > end_percent:
@@ -102,7 +124,7 @@ class HiLoPatchModel(io.ComfyNode):
             raise UnsupportedModel(
                 f"HiLo Patch Model: {error}; bypass the node, or set on_unsupported to dense"
             ) from error
-        chosen = make_context(context, proportional=proportional)
+        chosen = make_context(context, proportional=proportional, refresh=refresh, share=share)
         low = None
         if vae is not None and chosen.uses_low and plan.settings.low_factor:
             low = encode_low_picture(plan, family, diffusion_model, vae)

@@ -22,8 +22,9 @@ class Sequence:
 
     Attributes:
         canvas: what was packed.
-        spans: starts of the canvas found so far, shared by the forwards of a run so that each search is done once. A model
-            may embed text and picture apart and of equal length, so a search is known by its turn in the forward, too.
+        spans: starts of the canvas found so far, shared by the forwards of a run so that each search is done once. A
+            model may embed text and picture apart and of equal length, so a search is known by its turn in the
+            forward, too.
         length: tokens of the joint sequence last seen by the position embedder, text and references included.
         start: where the canvas begins in it.
         calls: attention calls since the forward began.

@@ -11,11 +11,12 @@ import comfy.sample
 import comfy.samplers
 import pytest
 import torch
+
 from host import tiny
 from host.attention import count_attention_tokens
 
-# 12 x 8 tokens. Z-Image pads a picture's tokens to a multiple of 32 and attends to the padding, which a canvas has none of:
-# only on whole multiples, as all its usual sizes are, can the two agree exactly.
+# 12 x 8 tokens. Z-Image pads a picture's tokens to a multiple of 32 and attends to the padding, which a canvas has
+# none of: only on whole multiples, as all its usual sizes are, can the two agree exactly.
 HEIGHT, WIDTH = 192, 128
 SIGMA = 0.7
 
