@@ -33,10 +33,10 @@ class HiLoPatchModel(io.ComfyNode):
                     "context",
                     options=list(CONTEXTS),
                     default="low",
-                    tooltip="How the model sees what is left out. low: a few low-frequency tokens stand in for it. cache: "
-                    "its keys and values from the last dense step; pooled cache: the same in a quarter of the memory. "
-                    "rolling: each step also refreshes a part of that cache. none: only the edit region and the details "
-                    "around it.",
+                    tooltip="How the model sees what is left out. low: a few low-frequency tokens stand in for it. "
+                    "cache: its keys and values from the last dense step; pooled cache: the same in a quarter of the "
+                    "memory. rolling: each step also renews a part of that cache. none: only the edit region and the "
+                    "details around it.",
                 ),
                 io.Float.Input(
                     "start_percent",
@@ -68,29 +68,32 @@ class HiLoPatchModel(io.ComfyNode):
                     "n). Off: a block of 16 has the voice of one.",
                     **newer(io.Boolean.Input, advanced=True),
                 ),
+                io.Vae.Input(
+                    "vae",
+                    optional=True,
+                    tooltip="Optional: encodes the low-frequency picture. Without it the low-frequency tokens are "
+                    "averaged from the latent.",
+                ),
+                # Inputs added after the first release are optional: a prompt saved before them stays valid.
                 io.Int.Input(
                     "refresh",
+                    optional=True,
                     default=4,
                     min=0,
                     max=100,
-                    tooltip="For context cache and pooled cache: one step in so many runs dense and renews the cache; 0 "
-                    "for the first step only.",
+                    tooltip="For context cache and pooled cache: one step in so many runs dense and renews the cache; "
+                    "0 for the first step only.",
                     **newer(io.Int.Input, advanced=True),
                 ),
                 io.Float.Input(
                     "share",
+                    optional=True,
                     default=0.2,
                     min=0.01,
                     max=1.0,
                     step=0.01,
                     tooltip="For context rolling: the part of the left out tokens that each step renews.",
                     **newer(io.Float.Input, advanced=True),
-                ),
-                io.Vae.Input(
-                    "vae",
-                    optional=True,
-                    tooltip="Optional: encodes the low-frequency picture. Without it the low-frequency tokens are "
-                    "averaged from the latent.",
                 ),
             ],
             outputs=[io.Model.Output("patched", tooltip="Connect it to the sampler or guider in place of the model.")],
@@ -106,9 +109,9 @@ class HiLoPatchModel(io.ComfyNode):
         end_percent: float,
         on_unsupported: str,
         proportional: bool = True,
+        vae: Any = None,
         refresh: int = 4,
         share: float = 0.2,
-        vae: Any = None,
     ) -> io.NodeOutput:
         if start_percent > end_percent:
             raise ValueError(

@@ -32,11 +32,13 @@ PROMISED = {
         "inputs": [
             ("model", "MODEL"), ("plan", "HILO_PLAN"), ("context", "COMBO"), ("start_percent", "FLOAT"),
             ("end_percent", "FLOAT"), ("on_unsupported", "COMBO"), ("proportional", "BOOLEAN"), ("vae", "VAE"),
+            ("refresh", "INT"), ("share", "FLOAT"),
         ],
         "outputs": [("patched", "MODEL")],
-        "options": {"context": ["none", "low"], "on_unsupported": ["error", "dense"]},
+        "options": {"context": ["none", "low", "cache", "pooled cache", "rolling"], "on_unsupported": ["error", "dense"]},
         "defaults": {
             "context": "low", "start_percent": 0.0, "end_percent": 1.0, "on_unsupported": "error", "proportional": True,
+            "refresh": 4, "share": 0.2,
         },
     },
     "HiLoUnpack": {
