@@ -1,0 +1,1 @@
+"""A real ComfyUI for the demo, the benches and the tests: find one, start it as a server, run saved workflows on it."""
