@@ -1,0 +1,291 @@
+"""Pictures whose masked content is determined by what lies far from the mask.
+
+A stripe continues, a mirror image repeats its twin, a lattice repeats its cell: a model that looks far can
+fill a hole exactly, one that looks only near the hole cannot. Every function here draws one kind at
+`size` x `size` pixels in float RGB, 0-255, from a random generator and nothing else.
+"""
+
+from __future__ import annotations
+
+import colorsys
+import string
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+
+Rng = np.random.Generator
+SUBPIXEL_BITS = 4  # OpenCV draws with fixed-point coordinates of 1/16 pixel
+FONTS = (cv2.FONT_HERSHEY_SIMPLEX, cv2.FONT_HERSHEY_DUPLEX, cv2.FONT_HERSHEY_TRIPLEX, cv2.FONT_HERSHEY_COMPLEX)
+
+
+def colour(rng: Rng) -> np.ndarray:
+    """One RGB colour, 0-255, from dark to light and from grey to vivid."""
+    rgb = colorsys.hsv_to_rgb(rng.random(), rng.random() ** 0.7, rng.uniform(0.15, 1.0))
+    return np.array(rgb, np.float32) * 255
+
+
+def palette(rng: Rng, count: int) -> np.ndarray:
+    """`count` colours (count, 3), each at least 110 levels of RGB distance away from the one before."""
+    colours = [colour(rng)]
+    while len(colours) < count:
+        candidate = colour(rng)
+        if np.linalg.norm(candidate - colours[-1]) > 110:
+            colours.append(candidate)
+    return np.stack(colours)
+
+
+def grid(size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pixel-centre coordinates (y, x), each (size, size), with the picture's centre at 0."""
+    axis = np.arange(size, dtype=np.float32) - (size - 1) / 2
+    return np.meshgrid(axis, axis, indexing="ij")
+
+
+def rotated(rng: Rng, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """The grid turned by a random angle and moved by a random offset."""
+    y, x = grid(size)
+    angle = rng.uniform(0, np.pi)
+    cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
+    oy, ox = rng.uniform(-size, size, 2).astype(np.float32)
+    return cos * y - sin * x + oy, sin * y + cos * x + ox
+
+
+def square_wave(phase: np.ndarray, pixels_per_turn: float | np.ndarray, duty: float = 0.5) -> np.ndarray:
+    """1 on the first `duty` of every turn of `phase`, else 0, with edges one pixel soft."""
+    turn = phase - np.floor(phase)
+    edge = np.minimum(np.minimum(turn, np.abs(duty - turn)), 1 - turn) * pixels_per_turn
+    inside = turn < duty
+    return np.clip(np.where(inside, 0.5 + edge, 0.5 - edge), 0, 1)
+
+
+def mix(a: np.ndarray, b: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Colours (or pictures) a to b by weight (H, W) in 0-1."""
+    return a + (b - a) * weight[..., None]
+
+
+def ramp(rng: Rng, size: int) -> np.ndarray:
+    """A linear gradient between two colours across the whole picture."""
+    y, _ = rotated(rng, size)
+    first, last = palette(rng, 2)
+    return mix(first, last, (y - y.min()) / np.ptp(y))
+
+
+def dots(rng: Rng, size: int, count: int, low: float, high: float) -> np.ndarray:
+    """Centres (count, 2) drawn evenly between two fractions of the picture's side."""
+    return rng.uniform(low * size, high * size, (count, 2))
+
+
+def polygon(rng: Rng, radius: float) -> np.ndarray:
+    """A random star-shaped polygon (n, 2) round the origin."""
+    corners = int(rng.integers(3, 8))
+    angles = np.sort(rng.uniform(0, 2 * np.pi, corners))
+    radii = radius * rng.uniform(0.5, 1.0, corners)
+    return np.stack([np.cos(angles), np.sin(angles)], 1) * radii[:, None]
+
+
+def fill(picture: np.ndarray, points: np.ndarray, paint: np.ndarray) -> None:
+    """Fill polygon `points` (n, 2) as (x, y) on the picture, smoothly edged, in place."""
+    fixed = np.round(points * (1 << SUBPIXEL_BITS)).astype(np.int32)
+    cv2.fillPoly(picture, [fixed], paint.tolist(), cv2.LINE_AA, SUBPIXEL_BITS)
+
+
+def scatter_shapes(rng: Rng, picture: np.ndarray, count: int, radius: float) -> None:
+    """Draw random polygons, discs and strokes all over the picture, in place."""
+    size = picture.shape[0]
+    for centre in dots(rng, size, count, 0, 1):
+        r, paint = radius * rng.uniform(0.5, 1.2), colour(rng)
+        match rng.integers(3):
+            case 0:
+                fill(picture, polygon(rng, r) + centre, paint)
+            case 1:
+                middle, axes = tuple(int(v) for v in centre), (int(r), max(2, int(r * rng.uniform(0.4, 1))))
+                cv2.ellipse(picture, middle, axes, rng.uniform(0, 180), 0, 360, paint.tolist(), -1, cv2.LINE_AA)
+            case _:
+                ends = centre + polygon(rng, 2 * r)[:2]
+                first, last = ([int(v) for v in end] for end in ends)
+                cv2.line(picture, first, last, paint.tolist(), max(2, int(r / 4)), cv2.LINE_AA)
+
+
+def canvas(picture: np.ndarray) -> np.ndarray:
+    """A contiguous uint8 copy: OpenCV smooths edges on 8-bit pictures only."""
+    return np.ascontiguousarray(np.clip(picture, 0, 255).astype(np.uint8))
+
+
+def gradients(rng: Rng, size: int) -> np.ndarray:
+    """Colour waves along a line, a circle or an angle: one profile fixes the whole picture."""
+    y, _ = rotated(rng, size)
+    colours = palette(rng, int(rng.integers(2, 4)))
+    match rng.integers(3):
+        case 0:
+            phase = y / (size * rng.uniform(0.15, 0.5))
+        case 1:
+            cy, cx = rng.uniform(-size / 2, size / 2, 2)
+            gy, gx = grid(size)
+            phase = np.hypot(gy - cy, gx - cx) / (size * rng.uniform(0.1, 0.35))
+        case _:
+            gy, gx = grid(size)
+            turns = int(rng.integers(2, 9))
+            phase = np.arctan2(gy - rng.uniform(-0.2, 0.2) * size, gx - rng.uniform(-0.2, 0.2) * size)
+            phase = phase / (2 * np.pi) * turns
+    wave = 0.5 - 0.5 * np.cos(2 * np.pi * phase)
+    picture = mix(colours[0], colours[1], wave)
+    if len(colours) == 3:
+        picture = mix(picture, np.broadcast_to(colours[2], picture.shape), (y - y.min()) / np.ptp(y) * 0.8)
+    return picture
+
+
+def lighting(rng: Rng, size: int) -> np.ndarray:
+    """A lattice of balls under one lamp: place, colour and shading follow from any other ball."""
+    y, x = rotated(rng, size)
+    step = size / 256 * rng.uniform(40, 80)
+    radius = step * rng.uniform(0.3, 0.48)
+    cy, cx = np.floor(y / step), np.floor(x / step)
+    ny, nx = (y - (cy + 0.5) * step) / radius, (x - (cx + 0.5) * step) / radius
+    rr = ny * ny + nx * nx
+    nz = np.sqrt(np.clip(1 - rr, 0, 1))
+    lamp_angle, lamp_height = rng.uniform(0, 2 * np.pi), rng.uniform(0.3, 0.8)
+    across = np.sqrt(1 - lamp_height**2)
+    light = ny * np.sin(lamp_angle) * across + nx * np.cos(lamp_angle) * across + nz * lamp_height
+    shade = 0.2 + 0.8 * np.clip(light, 0, 1)
+    first, second = palette(rng, 2)
+    parity = np.mod(cy + cx, 2) if rng.random() < 0.5 else np.mod(cy, 2)
+    balls = mix(first, second, parity) * shade[..., None]
+    cover = np.clip((1 - np.sqrt(rr)) * radius + 0.5, 0, 1)
+    return mix(ramp(rng, size), balls, cover)
+
+
+def stripes(rng: Rng, size: int) -> np.ndarray:
+    """Stripes of two or three colours at any angle, sometimes under a global gradient of light."""
+    y, _ = rotated(rng, size)
+    period = size / 256 * rng.uniform(20, 80)
+    colours = palette(rng, int(rng.integers(2, 4)))
+    picture = mix(colours[0], colours[1], square_wave(y / period, period, rng.uniform(0.35, 0.65)))
+    if len(colours) == 3:
+        over = square_wave(y / (2 * period) + 0.1, 2 * period, 0.3)
+        picture = mix(picture, np.broadcast_to(colours[2], picture.shape), over)
+    return lit(rng, picture)
+
+
+def checkers(rng: Rng, size: int) -> np.ndarray:
+    """A chequerboard of rectangles at any angle."""
+    y, x = rotated(rng, size)
+    py = size / 256 * rng.uniform(32, 96)
+    px = py * rng.uniform(0.6, 1.6)
+    a, b = square_wave(y / py, py), square_wave(x / px, px)
+    first, second = palette(rng, 2)
+    return lit(rng, mix(first, second, a * (1 - b) + b * (1 - a)))
+
+
+def lit(rng: Rng, picture: np.ndarray) -> np.ndarray:
+    """The picture under light that falls off across it, half of the time."""
+    if rng.random() < 0.5:
+        return picture
+    y, _ = rotated(rng, picture.shape[0])
+    return picture * (1 - rng.uniform(0.2, 0.6) * (y - y.min()) / np.ptp(y))[..., None]
+
+
+def mirror(rng: Rng, size: int) -> np.ndarray:
+    """Shapes on one half, mirrored to the other: left-right, top-bottom or across a diagonal."""
+    half = canvas(ramp(rng, size))
+    scatter_shapes(rng, half, int(rng.integers(16, 32)), size / 256 * rng.uniform(24, 48))
+    picture = half.astype(np.float32)
+    y, x = grid(size)
+    match rng.integers(4):
+        case 0:
+            picture = np.where((x < 0)[..., None], picture, picture[:, ::-1])
+        case 1:
+            picture = np.where((y < 0)[..., None], picture, picture[::-1])
+        case 2:
+            picture = np.where((x < y)[..., None], picture, picture.transpose(1, 0, 2))
+        case _:
+            picture = np.where((x < -y)[..., None], picture, picture[::-1, ::-1].transpose(1, 0, 2))
+    return picture
+
+
+def rotation(rng: Rng, size: int) -> np.ndarray:
+    """A rosette: shapes repeated 2 to 8 times round the picture's centre."""
+    fold = int(rng.choice([2, 3, 4, 5, 6, 8]))
+    y, x = grid(size)
+    first, last = palette(rng, 2)
+    picture = canvas(mix(first, last, np.hypot(y, x) / (size * 0.71)))
+    for radius in np.sort(rng.uniform(0.1, 0.62, int(rng.integers(4, 8))))[::-1] * size:
+        reach = min(np.pi * radius / fold * 1.3, size * 0.22)
+        outline, paint = polygon(rng, reach * rng.uniform(0.7, 1.2)), colour(rng)
+        start = rng.uniform(0, 2 * np.pi)
+        for turn in range(fold):
+            angle = start + 2 * np.pi * turn / fold
+            cos, sin = np.cos(angle), np.sin(angle)
+            points = (outline + np.array([radius, 0.0])) @ np.array([[cos, sin], [-sin, cos]])
+            fill(picture, points + (size - 1) / 2, paint)
+    return picture.astype(np.float32)
+
+
+def motif(rng: Rng, size: int) -> np.ndarray:
+    """A small drawing repeated over a lattice, plain or as bricks, at any angle."""
+    cell = int(size / 256 * rng.uniform(40, 88))
+    tile = canvas(np.broadcast_to(colour(rng), (cell, cell, 3)))
+    scatter_shapes(rng, tile, int(rng.integers(3, 6)), cell * rng.uniform(0.2, 0.35))
+    y, x = rotated(rng, size) if rng.random() < 0.5 else grid(size)
+    row = np.floor(y / cell)
+    slide = rng.choice([0.0, 0.5]) * cell
+    return cv2.remap(
+        cv2.copyMakeBorder(tile, 1, 1, 1, 1, cv2.BORDER_WRAP).astype(np.float32),
+        np.mod(x + row * slide, cell).astype(np.float32) + 1,
+        np.mod(y, cell).astype(np.float32) + 1,
+        cv2.INTER_LINEAR,
+    )
+
+
+def glyphs(rng: Rng, size: int) -> np.ndarray:
+    """One word written again and again in rows, as on a poster wall."""
+    font = FONTS[rng.integers(len(FONTS))]
+    scale, thick = size / 256 * rng.uniform(0.9, 1.8), max(2, int(size / 256 * rng.uniform(2, 4)))
+    word = "".join(rng.choice(list(string.ascii_uppercase + string.digits), int(rng.integers(2, 6))))
+    (width, height), base = cv2.getTextSize(word, font, scale, thick)
+    step_x, step_y = int(width + height * rng.uniform(0.3, 0.8)), int((height + base) * rng.uniform(1.1, 1.4))
+    colours = palette(rng, 3)
+    paper = np.broadcast_to(colours[0], (size, size, 3))
+    picture = canvas(paper if rng.random() < 0.5 else lit(rng, paper.copy()))
+    slide = int(rng.choice([0, step_x // 2, step_x // 3]))
+    oy, ox = int(rng.integers(step_y)), int(rng.integers(step_x))
+    for row in range(-1, size // step_y + 2):
+        start = ox - step_x * 2 + (row * slide) % step_x
+        for left in range(start, size, step_x):
+            ink = colours[1 + row % 2]
+            cv2.putText(picture, word, (left, oy + row * step_y), font, scale, ink.tolist(), thick, cv2.LINE_AA)
+    return picture.astype(np.float32)
+
+
+def perspective(rng: Rng, size: int) -> np.ndarray:
+    """A tiled floor to the horizon, or a tiled corridor, seen in perspective."""
+    y, x = grid(size)
+    x = x - rng.uniform(-0.25, 0.25) * size
+    tiles = rng.uniform(1.5, 4.0)
+    if rng.random() < 0.5:
+        depth_below = y + rng.uniform(0.2, 0.45) * size
+        surface = depth_below > 0
+        near = np.where(surface, depth_below, 1.0) / size
+        across, along = x / size / near * tiles, tiles / near
+    else:
+        y = y - rng.uniform(-0.25, 0.25) * size
+        near = np.maximum(np.maximum(np.abs(x), np.abs(y)) / size, 1e-3)
+        surface = near > 0.06
+        wall = np.abs(x) > np.abs(y)
+        across, along = np.where(wall, y, x) / size / near * tiles, tiles * 0.7 / near
+    # the narrower of the two footprints a tile has on screen tells where tiles become too small to draw
+    pixels = np.minimum(near / tiles, near**2 / tiles) * size
+    a, b = square_wave(across / 2, 2 * near / tiles * size), square_wave(along / 2, 2 * near**2 / tiles * size)
+    first, second, far = palette(rng, 3)
+    check = a * (1 - b) + b * (1 - a)
+    sharp = np.clip(pixels / 6 - 0.3, 0, 1)
+    picture = mix(first, second, 0.5 + (check - 0.5) * sharp)
+    haze = np.clip(1 - near / 0.25, 0, 1) ** 2
+    picture = mix(picture, np.broadcast_to(far, picture.shape), haze)
+    sky = np.clip(0.35 - y / size * 1.4, 0, 1) * 0.5
+    return np.where(surface[..., None], picture, mix(far, np.full(3, 255, np.float32), sky))
+
+
+KINDS: dict[str, Callable[[Rng, int], np.ndarray]] = {
+    kind.__name__: kind
+    for kind in (gradients, lighting, stripes, checkers, mirror, rotation, motif, glyphs, perspective)
+}

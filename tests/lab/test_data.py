@@ -1,0 +1,68 @@
+"""The lab's pictures and masks are what the benches take them for."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from lab.masks import GROUPS, sample_mask
+from lab.pictures import HELD_OUT_PHOTOS, HELD_OUT_SEED, KINDS, TRAIN_PHOTOS, picture
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_same_seed_draws_the_same_picture(kind: str) -> None:
+    first, again, other = picture(kind, 5, 96), picture(kind, 5, 96), picture(kind, 6, 96)
+    assert first.shape == (96, 96, 3) and first.dtype == np.uint8
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+def test_held_out_photographs_are_not_trained_on() -> None:
+    assert not set(HELD_OUT_PHOTOS) & set(TRAIN_PHOTOS)
+
+
+def test_photo_seeds_choose_the_side_of_the_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    plain = np.zeros((600, 600, 3), np.uint8)
+    monkeypatch.setattr("lab.pictures.photograph", lambda name: asked.append(name) or plain)
+    for seed in range(40):
+        picture("photo", seed, 64)
+    assert set(asked) <= set(TRAIN_PHOTOS)
+    asked.clear()
+    for seed in range(HELD_OUT_SEED, HELD_OUT_SEED + 20):
+        picture("photo", seed, 64)
+    assert set(asked) == set(HELD_OUT_PHOTOS)
+
+
+def test_an_unknown_kind_is_named() -> None:
+    with pytest.raises(ValueError, match="kind is 'cats'"):
+        picture("cats", 0)
+
+
+@pytest.mark.parametrize(("kind", "same"), [("mirror", 4), ("stripes", 0)])
+def test_mirrored_pictures_have_a_twin(kind: str, same: int) -> None:
+    """Every "mirror" picture equals one of its own reflections but for its grain; stripes at an angle do not."""
+    for seed in range(4):
+        image = picture(kind, seed, 128).astype(float)
+        turned = [image[:, ::-1], image[::-1], image.transpose(1, 0, 2), image[::-1, ::-1].transpose(1, 0, 2)]
+        assert any(np.abs(image - other).mean() < 5 for other in turned) == bool(same)
+
+
+@pytest.mark.parametrize(("group", "mean"), [("small", 0.0638), ("medium", 0.1592), ("large", 0.3536)])
+def test_mask_groups_average_as_in_the_paper(group: str, mean: float) -> None:
+    rng = np.random.default_rng(0)
+    shares = np.array([sample_mask(rng, 64, group).mean() for _ in range(600)])
+    low, high = GROUPS[group]
+    assert low - 1e-3 <= shares.min() and shares.max() <= high + 1e-3
+    assert abs(shares.mean() - mean) < 4 * shares.std() / np.sqrt(len(shares))
+
+
+def test_training_masks_cover_the_whole_range() -> None:
+    rng = np.random.default_rng(1)
+    shares = [sample_mask(rng, 64).mean() for _ in range(300)]
+    assert min(shares) < 0.04 and max(shares) > 0.45
+
+
+def test_an_unknown_group_is_named() -> None:
+    with pytest.raises(ValueError, match="group is 'huge'"):
+        sample_mask(np.random.default_rng(0), 64, "huge")
