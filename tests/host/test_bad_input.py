@@ -14,6 +14,7 @@ from core.pictures import painted, picture
 
 from host import tiny
 from host.attention import count_attention_tokens
+from host.host import Host
 from host.inpaint import HEIGHT, SETTINGS, TEXT, TOKENS, WIDTH, Job, assert_untouched, node, snapshot, taesd
 
 MASK = painted(HEIGHT, WIDTH, (100, 150, 70, 120))
@@ -86,13 +87,15 @@ def test_an_empty_latent(pack: ModuleType) -> None:
     expect_refusal(job, ValueError, "HiLo Patch Model: the sampler's latent is empty.*connect the latent of VAE Encode")
 
 
-def test_video_latents(pack: ModuleType, caplog: pytest.LogCaptureFixture) -> None:
+def test_video_latents(pack: ModuleType, host: Host, caplog: pytest.LogCaptureFixture) -> None:
     job = Job(pack, "qwen_image")
     job.latent = torch.cat([job.latent, job.latent], dim=2)
     message = (
         r"HiLo Patch Model: the sampler was given a latent of shape \(1, 16, 2, 32, 24\).*not video; bypass the node"
     )
     expect_refusal(job, ValueError, message)
+    if host.version < (0, 8):
+        return  # this host's Qwen-Image takes one frame alone
     with caplog.at_level(logging.WARNING, logger="hilo_token"):
         result = job.hilo({"on_unsupported": "dense"})
     assert torch.equal(result, job.dense())
