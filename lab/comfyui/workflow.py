@@ -72,15 +72,19 @@ def _source(link: int | None, nodes: dict[int, Any], sources: dict[int, tuple[in
 def _widgets(node: dict[str, Any], definition: dict[str, Any]) -> dict[str, Any]:
     """The node's widget values by input name."""
     values = node.get("widgets_values") or []
-    names = [(name, *_kind(spec)) for group in ("required", "optional") for name, spec in _group(definition, group)]
     widgets = [
-        (name, options) for name, kind, options in names if kind in WIDGET_TYPES and not options.get("forceInput")
+        (name, options, group)
+        for group in ("required", "optional")
+        for name, (kind, options) in _group(definition, group)
+        if kind in WIDGET_TYPES and not options.get("forceInput")
     ]
     if isinstance(values, dict):
-        return {name: values[name] for name, _ in widgets if name in values}
+        return {name: values[name] for name, _, _ in widgets if name in values}
     left = list(values)
     found = {}
-    for name, options in widgets:
+    for name, options, group in widgets:
+        if not left and group == "optional":
+            break  # a workflow saved before the node had this widget; the node's default holds
         if not left:
             raise WorkflowError(f"Node {node['id']} ({node['type']}) saves no value for its widget {name}.")
         found[name] = left.pop(0)
@@ -94,10 +98,11 @@ def _widgets(node: dict[str, Any], definition: dict[str, Any]) -> dict[str, Any]
     return found
 
 
-def _group(definition: dict[str, Any], group: str) -> list[tuple[str, Any]]:
+def _group(definition: dict[str, Any], group: str) -> list[tuple[str, tuple[str, dict[str, Any]]]]:
+    """The inputs of a group in the page's order: each one's name, type and options."""
     inputs = definition["input"].get(group, {})
     order = definition.get("input_order", {}).get(group, inputs)
-    return [(name, inputs[name]) for name in order]
+    return [(name, _kind(inputs[name])) for name in order]
 
 
 def _kind(spec: list[Any]) -> tuple[str, dict[str, Any]]:

@@ -10,7 +10,7 @@ import pytest
 
 from browser.page import Visit, browser, install_driver, look_around, stand_in
 from host.host import ROOT, find_hosts
-from host.server import Server
+from lab.comfyui.server import Server
 
 FOLDER = ROOT / "workflows"
 LAB_FILES = {"hilo_lab_fill.safetensors": "diffusion_models", "hilo_lab_vae.safetensors": "vae"}

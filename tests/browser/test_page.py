@@ -6,7 +6,7 @@ import pytest
 
 from browser.page import Visit
 from host.host import ROOT
-from host.workflow import NOTES, to_api
+from lab.comfyui.workflow import NOTES, to_api
 
 NAMES = sorted(file.stem for file in (ROOT / "workflows").glob("*.json"))
 

@@ -1,1 +1,1 @@
-"""Tests that need a real ComfyUI, and what they stand on: `host`, `tiny`, `server`, `attention`."""
+"""Tests that need a real ComfyUI, and what they stand on: `host`, `tiny`, `attention`, `inpaint`."""

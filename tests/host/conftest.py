@@ -37,12 +37,12 @@ def host() -> Host:
 
 @pytest.fixture(scope="session")
 def server(host: Host, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """A running `host.server.Server` with this pack, and a tiny Flux Fill and VAE to load.
+    """A running `lab.comfyui.server.Server` with this pack, and a tiny Flux Fill and VAE to load.
 
     Models: `tiny_fill.safetensors`, `tiny_vae.safetensors`, and the lab's own where they are there.
     """
     from host import tiny
-    from host.server import Server
+    from lab.comfyui.server import Server
 
     running = Server(host.path, tmp_path_factory.mktemp("server"))
     models = running.base / "models"

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from host.host import ROOT, Host
-from host.server import Server, ServerError, seconds
-from host.workflow import WorkflowError, to_api
+from lab.comfyui.server import Server, ServerError, seconds
+from lab.comfyui.workflow import WorkflowError, to_api
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
 FILE_INPUT = re.compile(r"image|(unet|vae|clip|lora|ckpt)_name\d?")
@@ -139,5 +139,10 @@ def test_workflows_are_converted_as_the_page_does() -> None:
     }
     assert to_api(workflow(4), info)["4"] == node("Save", images=["1", 0], name="out")
     assert to_api(workflow(2), info)["4"] == node("Save", name="out")
+    before_it_had_a_name = workflow(0)
+    before_it_had_a_name["nodes"][3]["widgets_values"] = []
+    assert to_api(before_it_had_a_name, info)["4"] == node("Save", images=["2", 0])
+    with pytest.raises(WorkflowError, match=r"Node 2 .* saves no value for its widget by"):
+        to_api({"nodes": [saved(2, "Blur", [7, "fixed"])], "links": []}, info)
     with pytest.raises(WorkflowError, match="Node 2 is a Blur"):
         to_api(workflow(0), {key: value for key, value in info.items() if key != "Blur"})

@@ -15,8 +15,8 @@ from PIL import Image
 
 from hilo_core import PRESETS
 from host.host import ROOT, Host
-from host.server import Server
-from host.workflow import NOTES, to_api
+from lab.comfyui.server import Server
+from lab.comfyui.workflow import NOTES, to_api
 
 FOLDER = ROOT / "workflows"
 FILES = {path.stem: path for path in sorted(FOLDER.glob("*.json"))}
