@@ -56,13 +56,14 @@ def test_a_run(name: str, context: str, pack: ModuleType) -> None:
     assert calls == expected_lengths(name, TOKENS)
 
 
+@pytest.mark.parametrize("context", ["low", "rolling"])
 @pytest.mark.parametrize("name", tiny.families())
 def test_an_exception_in_the_model_leaves_nothing_behind(
-    name: str, pack: ModuleType, monkeypatch: pytest.MonkeyPatch
+    name: str, context: str, pack: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = Job(pack, name)
     dense, before = job.dense(), snapshot(job.model.patcher)
-    patched = job.patched()
+    patched = job.patched(context=context)
     result = job.sample(patched)
     calls = 0
     attention = torch.nn.functional.scaled_dot_product_attention
@@ -70,14 +71,14 @@ def test_an_exception_in_the_model_leaves_nothing_behind(
     def out_of_memory(*args: object, **kwargs: object) -> torch.Tensor:
         nonlocal calls
         calls += 1
-        if calls == 3:
+        if calls == 4:
             raise MemoryError("out of memory in the middle of a block")
         return attention(*args, **kwargs)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch, pytest.raises(MemoryError):
         patch.setattr(torch.nn.functional, "scaled_dot_product_attention", out_of_memory)
         job.sample(patched)
-    assert calls == 3
+    assert calls == 4
     assert_untouched(job.model.patcher, before)
     assert torch.equal(job.dense(), dense)
     assert torch.equal(job.sample(patched), result)

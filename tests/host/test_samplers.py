@@ -43,6 +43,32 @@ def test_other_families_with_every_sampler(name: str, sampler: str, pack: Module
     assert job.error_outside(result) <= job.error_outside(job.dense(sampler=sampler, cfg=3.5, steps=3)) + 1e-6
 
 
+@pytest.mark.parametrize("cfg", [1.0, 3.5])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("context", ["cache", "pooled cache", "rolling"])
+def test_cached_contexts_with_every_sampler(context: str, sampler: str, cfg: float, pack: ModuleType) -> None:
+    job = Job(pack, "flux_fill", batch=2)
+    patched = job.patched(context=context, refresh=2)
+    options = {"sampler": sampler, "cfg": cfg, "steps": 5}
+    with count_attention_tokens() as calls:
+        result = job.sample(patched, **options)
+    assert min(queries for queries, _ in calls) < TOKENS, "some calls are compressed"
+    assert result.isfinite().all()
+    assert job.error_outside(result) <= job.error_outside(job.dense(**options)) + 1e-6
+    assert torch.equal(job.sample(patched, **options), result), "nothing of the cache is left for a second queue"
+
+
+@pytest.mark.parametrize("context", ["cache", "rolling"])
+def test_cached_contexts_keep_conditionings_apart(context: str, pack: ModuleType) -> None:
+    """With references on the positive side alone the two run one after the other, each with its own cache."""
+    job = Job(pack, "flux_kontext")
+    job.negative = [
+        [text, {k: v for k, v in extra.items() if k != "reference_latents"}] for text, extra in job.negative
+    ]
+    result = job.hilo({"context": context}, cfg=3.0, steps=4)
+    assert result.isfinite().all() and job.error_outside(result) <= 1e-6
+
+
 @pytest.mark.parametrize("name", ["flux_fill", "flux_dev", "sd3", "qwen_image"])
 def test_without_a_noise_mask_the_plan_pins_the_rest(name: str, pack: ModuleType) -> None:
     job = Job(pack, name)
