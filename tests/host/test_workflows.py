@@ -77,7 +77,9 @@ def test_nothing_required_is_left_open(server: Server, name: str) -> None:
         for node, entry in answer["node_errors"].items()
         for error in entry["errors"]
     }
-    files = {("LoadImage", "custom_validation_failed", "image")}
+    picture = ("LoadImage", "custom_validation_failed", "image")
+    assert picture in errors
+    files = {picture}
     for node, entry in prompt.items():
         for field, value in entry["inputs"].items():
             if isinstance(value, str) and value.endswith(".safetensors"):
@@ -176,6 +178,9 @@ def test_help_and_translations_are_served(server: Server) -> None:
         inputs = [name for name, _ in sockets(info)]
         for name in [*inputs, *info["output_name"]]:
             assert f"**{name}**" in help_text, f"{node}.md does not explain {name}"
+        for name, spec in info["input"]["required"].items():
+            for option in spec[1].get("options", []):
+                assert f"| {option} |" in help_text or f"*{option}*" in help_text or name == "low_factor", option
         for language in ("en", "zh"):
             words = server.get("/i18n").json()[language]["nodeDefs"][node]
             assert list(words["inputs"]) == inputs
