@@ -62,7 +62,8 @@ def read_inputs(image: Path, mask: Path | None, size: int) -> Inputs:
     tensor = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float() / 255
     ready = Inputs(tensor, torch.from_numpy(inside)[None, None].float(), notes)
     if (width, height) != picture.size:
-        ready = replace(ready, notes=(f"{image.name} is {picture.width} x {picture.height}", *notes))
+        resized = f"{image.name} is {picture.width} x {picture.height} and has been brought to {width} x {height}"
+        ready = replace(ready, notes=(resized, *notes))
     return ready
 
 

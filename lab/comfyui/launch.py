@@ -6,6 +6,7 @@ All it adds is that torchvision and torchaudio can be imported on a CPU build of
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 import runpy
 import sys
@@ -16,9 +17,11 @@ from pathlib import Path
 def let_torchaudio_import() -> None:
     """Let torchaudio be imported beside a torch it was not compiled for; a working installation is left as it is.
 
-    ComfyUI imports it at start-up, and a wheel made for CUDA fails there on a CPU build of torch, because its compiled
-    part cannot load. Nothing in an inpainting graph uses that part.
+    ComfyUI imports it at start-up, and transformers does where it is installed. A wheel made for CUDA fails there on a
+    CPU build of torch, because its compiled part cannot load. Nothing in an inpainting graph uses that part.
     """
+    if importlib.util.find_spec("torchaudio") is None:
+        return
     try:
         importlib.import_module("torchaudio")
     except (OSError, RuntimeError, ImportError):

@@ -13,7 +13,7 @@ from skimage.metrics import peak_signal_noise_ratio
 from torch import nn
 
 from hilo_core import PRESETS, Grid, make_plan
-from lab import autoencoder, demo, dit, host_demo, sampling, showcase
+from lab import autoencoder, compare, demo, dit, host_demo, sampling, showcase
 from lab.comfyui.find import find_hosts
 from lab.inputs import InputError, read_inputs
 
@@ -78,7 +78,7 @@ def test_the_bundled_picture(
     tokens = plan.on_grid(Grid.of_picture((SIZE, SIZE))).tokens
     dense = (SIZE // 16) ** 2
     assert tokens < dense
-    assert lengths == [dense, tokens] + [*[dense] * STEPS, *[tokens] * STEPS] * showcase.ROUNDS
+    assert lengths == [dense, tokens] + [*[dense] * STEPS, *[tokens] * STEPS] * compare.ROUNDS
     rows = {line.split()[0]: line for line in said.splitlines() if re.match(r"(dense|HiLo|speedup) +[\d,]+", line)}
     assert rows["dense"].split()[1] == str(dense)
     assert rows["HiLo"].split()[1] == str(tokens)
@@ -104,8 +104,8 @@ def test_times_are_of_the_steps(weights: Path, tmp_path: Path) -> None:
     options = demo.parse([f"--weights={weights}", f"--out={tmp_path}", f"--size={SIZE}", f"--steps={STEPS}"])
     report = showcase.run(options)
     for way in (report.dense, report.hilo):
-        assert len(way.steps) == STEPS * showcase.ROUNDS
-        assert len(way.runs) == showcase.ROUNDS
+        assert len(way.steps) == STEPS * compare.ROUNDS
+        assert len(way.runs) == compare.ROUNDS
         assert 0 < way.step < way.run
         assert 0 < way.around < way.run
     assert report.planning > 0
@@ -238,7 +238,7 @@ def test_presets_are_the_planners() -> None:
 
 
 def test_the_faster_type_is_one_of_two_and_not_slower() -> None:
-    dtype, gain = showcase.faster_dtype(torch.device("cpu"))
+    dtype, gain = compare.faster_dtype(torch.device("cpu"))
     assert dtype in (torch.float32, torch.bfloat16)
     assert gain >= 1
 
