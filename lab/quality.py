@@ -19,6 +19,7 @@ from tqdm import tqdm
 from lab import autoencoder, dit
 from lab.bench import quality_report, record, summary
 from lab.bench.cases import Case, folder_cases, held_out_case
+from lab.bench.clock import Clock
 from lab.bench.metrics import measure
 from lab.bench.rows import ROWS, Row, chosen, running_order
 from lab.bench.runners import LabRunner, Outcome, Runner
@@ -101,6 +102,9 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--weights", type=Path, default=dit.WEIGHTS.parent, metavar="DIR", help="default: lab/weights")
     parser.add_argument("--device", type=torch.device, default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=("auto", "bfloat16", "float32"), default="auto")
+    parser.add_argument(
+        "--busy", action="store_true", help="one thread, timed by its own seconds: for a shared machine"
+    )
     parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR", help="default: lab/results")
     args = parser.parse_args(argv)
     if bool(args.images) != bool(args.masks):
@@ -118,6 +122,8 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     args.pictures = args.pictures or (108 if args.full else 36)
     args.minutes = args.minutes or (float("inf") if args.full else 18.0)
     args.dtype = record.fast_dtype(args.device) if args.dtype == "auto" else getattr(torch, args.dtype)
+    if args.busy:
+        torch.set_num_threads(1)
     try:
         chosen(args.rows)
     except ValueError as error:
@@ -131,10 +137,10 @@ def make_runner(args: argparse.Namespace) -> Runner:
     if args.host:
         from lab.bench.host_runner import HostRunner
 
-        return HostRunner(*paths)
+        return HostRunner(*paths, Clock(args.device, args.busy))
     model = dit.load_dit(paths[0], args.dtype).to(args.device)
     vae = autoencoder.load_autoencoder(paths[1], args.dtype).to(args.device, memory_format=torch.channels_last)
-    return LabRunner(model, vae, args.device, args.dtype)
+    return LabRunner(model, vae, Clock(args.device, args.busy), args.dtype)
 
 
 def rows_of(args: argparse.Namespace, part: Part) -> dict[str, Row]:
@@ -154,7 +160,13 @@ def main(argv: list[str] | None = None) -> int:
     except (FileNotFoundError, ValueError) as error:
         print(error)
         return 2
-    environment = record.environment(args.device, args.dtype, weights=weights, host=getattr(runner, "host", ""))
+    environment = record.environment(
+        args.device,
+        args.dtype,
+        weights=weights,
+        host=getattr(runner, "host", ""),
+        clock="busy" if args.busy else "wall",
+    )
     case = held_out_case("medium", 0, todo[0][0].size)
     run_case(runner, chosen(["dense"]), case, 2)  # warm up: the first calls of a process are slow
     results: list[dict[str, Any]] = []

@@ -32,9 +32,9 @@ def count_flops(function: Callable[[], Any]) -> int:
 class Meter:
     """Watches a transformer's calls without slowing them, so that time and operations come from the same run.
 
-    PyTorch's counter would double the time of a small model. But only attention depends on which tokens see which; all
-    other layers cost so much a token and so much a call. These two numbers are measured once (`calibrate`), attention is
-    counted call by call.
+    PyTorch's counter would double the time of a small model. But only attention depends on which tokens see which;
+    all other layers cost so much a token and so much a call. These two numbers are measured once (`calibrate`),
+    attention is counted call by call.
 
     Attributes:
         model: the transformer.

@@ -25,10 +25,10 @@ HEADER = [
 VERDICTS = {True: "PASS", False: "FAIL", None: "few"}
 
 LEGEND = (
-    "*tokens, FLOPs, time*: of the transformer, relative to dense. *PSNR, SSIM*: against the true picture, or against the "
-    "dense result on the same noise; ring and outside before anything is pasted back. *seam ΔE*: colour step across the "
-    "mask's contour after a hard paste, less the source's own. *edge*: gradient energy across it over the source's. "
-    "*grid*: error energy at token borders over elsewhere, 1 where no grid shows."
+    "*tokens, FLOPs, time*: of the transformer, relative to dense. *PSNR, SSIM*: against the true picture, or against "
+    "the dense result on the same noise; ring and outside before anything is pasted back. *seam ΔE*: colour step "
+    "across the mask's contour after a hard paste, less the source's own. *edge*: gradient energy across it over the "
+    "source's. *grid*: error energy at token borders over elsewhere, 1 where no grid shows."
 )
 
 
@@ -57,8 +57,8 @@ def markdown(content: dict[str, Any], name: str) -> str:
     lines = [
         "# Quality bench\n",
         f"{environment['time']}, commit {environment['commit']}, {environment['device']} ({environment['processor']}, "
-        f"{environment['threads']} threads), {environment['dtype']}, torch {environment['versions'].get('torch', '?')}, "
-        f"{environment['minutes']:.0f} minutes. Weights: {weights}."
+        f"{environment['threads']} threads), {environment['dtype']}, "
+        f"torch {environment['versions'].get('torch', '?')}, {environment['minutes']:.0f} minutes. Weights: {weights}."
         + (f" Through ComfyUI {environment['host']}." if environment.get("host") else ""),
         f"\n{content['rule']}\n",
         entrance_table(content["entrance"]),
@@ -111,9 +111,9 @@ def entrance_table(entrance: list[dict[str, Any]]) -> str:
     able = sum(entry["able"] for entry in entrance)
     head = (
         f"## Entrance test: {able} of {len(entrance)} kinds passed\n\nA model that cannot use far context cannot judge "
-        f"context methods. {ENTRANCE_GROUP} masks, PSNR in the mask: dense must beat Telea by {OVER_TELEA:g} dB on every "
-        f"drawn kind and not lose on photographs, and keeping the edit region alone must cost {EDIT_ONLY_COST:g} dB on the "
-        "drawn kinds.\n\n"
+        f"context methods. {ENTRANCE_GROUP} masks, PSNR in the mask: dense must beat Telea by {OVER_TELEA:g} dB on "
+        f"every drawn kind and not lose on photographs, and keeping the edit region alone must cost {EDIT_ONLY_COST:g} "
+        "dB on the drawn kinds.\n\n"
     )
     rows = [
         [

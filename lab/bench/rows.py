@@ -9,8 +9,8 @@ from typing import Any
 
 from hilo_core import CONTEXTS, PRESETS, PlanSettings
 
-# What the study's rows share with the balanced preset, so that they differ in one thing at a time. A share of the tokens,
-# not a threshold, decides how many are added, so that edges and random tokens cost the same.
+# What the study's rows share with the balanced preset, so that they differ in one thing at a time. A share of the
+# tokens, not a threshold, decides how many are added, so that edges and random tokens cost the same.
 DETAIL = PRESETS["balanced"].detail
 FACTOR = PRESETS["balanced"].low_factor
 

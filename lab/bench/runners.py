@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -20,6 +19,7 @@ from hilo_core.lowres import low_blocks, low_picture
 from lab import sampling
 from lab.autoencoder import encode
 from lab.bench.cases import TOKEN, Case
+from lab.bench.clock import Clock
 from lab.bench.cost import Meter
 from lab.bench.rows import Kind, Row
 from lab.dit import CONTEXT_TOKENS
@@ -55,8 +55,8 @@ class Runner(Protocol):
 class Remembering:
     """An autoencoder that keeps its last decoded pictures, and encodes the same pictures once.
 
-    Every row of a case encodes the same two pictures; and `inpaint` returns them pasted back, whereas the bench looks at
-    what was decoded.
+    Every row of a case encodes the same two pictures; and `inpaint` returns its result pasted back, whereas the bench
+    looks at what was decoded.
     """
 
     def __init__(self, vae: Any) -> None:
@@ -82,12 +82,13 @@ class LabRunner:
 
     Args:
         dit, vae: from `lab.dit.load_dit` and `lab.autoencoder.load_autoencoder`, both on `device`.
-        device: where they are.
+        clock: of the device where they are.
         dtype: of the arithmetic.
     """
 
-    def __init__(self, dit: Any, vae: Any, device: torch.device, dtype: torch.dtype) -> None:
-        self.dit, self.vae, self.device, self.dtype = dit, Remembering(vae), device, dtype
+    def __init__(self, dit: Any, vae: Any, clock: Clock, dtype: torch.dtype) -> None:
+        self.dit, self.vae, self.clock, self.dtype = dit, Remembering(vae), clock, dtype
+        self.device = clock.device
         self.meter = Meter(dit, CONTEXT_TOKENS)
         with self._arithmetic():
             self.meter.calibrate(self._call)
@@ -105,11 +106,11 @@ class LabRunner:
         """See `Runner`."""
         with self._arithmetic():
             if row.kind is Kind.TELEA:
-                return telea(case)
+                return telea(case, self.clock)
             if row.kind is Kind.CROP:
                 return self._crop(row, case, steps, done)
             if row.kind is Kind.HILO:
-                return self._paint(case, steps, compressed(row, case, self.vae, self.device).begin)
+                return self._paint(case, steps, compressed(row, case, steps, self.vae, self.device).begin)
             if row.equal_to:
                 steps = max(1, round(steps * done[row.equal_to].flops / done["dense"].flops))
             return self._paint(case, steps, None, case.seed + OTHER_SEED * row.other_seed)
@@ -119,9 +120,7 @@ class LabRunner:
         ticks: list[float] = []
 
         def tick(*_: int) -> None:
-            if self.device.type == "cuda":
-                torch.cuda.synchronize(self.device)
-            ticks.append(time.perf_counter())
+            ticks.append(self.clock.now())
 
         def begin(source: Tensor, noise: Tensor) -> sampling.Denoise:
             tick()
@@ -154,15 +153,15 @@ class LabRunner:
         return replace(outcome, raw=raw, tokens=outcome.tokens * small.mask.size / case.mask.size)
 
 
-def telea(case: Case) -> Outcome:
+def telea(case: Case, clock: Clock) -> Outcome:
     """OpenCV's classic inpainting (Telea 2004): what a model must beat by far to be worth judging with."""
-    started = time.perf_counter()
+    started = clock.now()
     eight_bit = (case.image * 255).round().astype(np.uint8)
     painted = cv2.inpaint(eight_bit, case.mask.astype(np.uint8), 5, cv2.INPAINT_TELEA)
-    return Outcome(painted.astype(np.float32) / 255, 0.0, 0.0, time.perf_counter() - started)
+    return Outcome(painted.astype(np.float32) / 255, 0.0, 0.0, clock.now() - started)
 
 
-def compressed(row: Row, case: Case, vae: Any, device: torch.device) -> Compressed:
+def compressed(row: Row, case: Case, steps: int, vae: Any, device: torch.device) -> Compressed:
     """The planned run of a HiLo row."""
     plan = make_plan(torch.from_numpy(case.image)[None], torch.from_numpy(case.mask)[None].float(), row.settings)
     grid = grid_of(plan)
@@ -175,7 +174,7 @@ def compressed(row: Row, case: Case, vae: Any, device: torch.device) -> Compress
     if context.uses_low and row.encoded:
         small = low_picture(plan.image, plan.edit_region, grid, row.settings.low_factor)
         low = encode(vae, small.movedim(-1, 1).to(device))
-    run = Compressed(plan, context, low=low)
+    run = Compressed(plan, context, low=low, steps=steps)
     if row.exact:
         run.grid_plan = exactly(run.grid_plan, plan, context.uses_low)
     return run

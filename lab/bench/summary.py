@@ -68,7 +68,7 @@ def table_rows(results: Results) -> list[dict[str, Any]]:
 
 
 def entrance(results: Results) -> list[dict[str, Any]]:
-    """For each kind of picture whether the model is good enough to judge with, at the smallest size and fewest steps."""
+    """For each kind of picture whether the model is fit to judge with, at the smallest size and fewest steps."""
     if not results:
         return []
     first = min((result["size"], result["steps"]) for result in results)

@@ -1,0 +1,366 @@
+"""The quality bench: its numbers mean what they say, its verdict can say no, and a whole run writes its files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lab import quality, sampling
+from lab.autoencoder import build_autoencoder, export_autoencoder
+from lab.bench import metrics
+from lab.bench.cases import folder_cases, held_out_case
+from lab.bench.clock import Clock
+from lab.bench.cost import Meter, count_flops
+from lab.bench.rows import ROWS, Kind, chosen, running_order
+from lab.bench.runners import Box, LabRunner, compressed, crop_box, shrunk
+from lab.bench.summary import entrance, table_rows
+from lab.bench.verdict import judge
+from lab.dit import CONTEXT_TOKENS, build_dit, export_dit
+from lab.masks import GROUPS
+from lab.pictures import HELD_OUT_SEED, KINDS
+
+CPU = torch.device("cpu")
+
+
+def tiny_dit() -> torch.nn.Module:
+    """One block of each kind, weights that make every output depend on every token."""
+    torch.manual_seed(0)
+    dit = build_dit(1, 1, 1)
+    with torch.no_grad():
+        for parameter in dit.parameters():
+            if parameter.ndim >= 2 and not parameter.any():
+                parameter.normal_(0, 0.05)
+    return dit.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def runner() -> LabRunner:
+    torch.manual_seed(0)
+    return LabRunner(tiny_dit(), build_autoencoder().eval().requires_grad_(False), Clock(CPU), torch.float32)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("weights")
+    export_dit(tiny_dit().state_dict(), folder / "hilo_lab_fill.safetensors")
+    export_autoencoder(build_autoencoder().state_dict(), folder / "hilo_lab_vae.safetensors")
+    return folder
+
+
+# --- metrics
+
+
+def test_psnr_knows_its_zone() -> None:
+    truth = np.full((32, 32, 3), 0.5, np.float32)
+    zone = np.zeros((32, 32), bool)
+    zone[:8] = True
+    wrong_inside = np.where(zone[..., None], truth + 0.1, truth)
+    assert metrics.psnr(wrong_inside, truth, zone) == pytest.approx(20, abs=0.01)  # 10 log10(1 / 0.1^2)
+    assert metrics.psnr(wrong_inside, truth, ~zone) == metrics.CEILING
+    assert np.isnan(metrics.psnr(truth, truth, np.zeros_like(zone)))
+
+
+def test_zones_share_out_the_picture() -> None:
+    mask = held_out_case("medium", 0, 128).mask
+    zones = metrics.zones(mask)
+    assert (sum(zone.astype(int) for zone in zones.values()) == 1).all()
+    near = cv2.distanceTransform((~mask).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    assert near[zones["ring"]].max() <= metrics.RING + 1
+    assert near[zones["outside"]].min() >= metrics.RING - 1
+
+
+def test_a_seam_is_seen_only_where_the_contour_is() -> None:
+    flat = np.full((48, 48, 3), 0.5, np.float32)
+    mask = np.zeros((48, 48), bool)
+    mask[10:30, 12:40] = True
+    step, edge = metrics.seam(flat, mask)
+    assert step == pytest.approx(0, abs=1e-4) and edge == pytest.approx(0, abs=1e-4)
+    lighter = np.where(mask[..., None], flat + 0.1, flat)
+    step, edge = metrics.seam(lighter, mask)
+    assert step > 5 and edge == pytest.approx(step**2, rel=0.01)  # a grey step is all lightness
+    stripe = flat.copy()
+    stripe[:, 20] = 1  # strong, but it crosses the contour and does not lie along it
+    assert metrics.seam(stripe, mask)[0] < 0.1
+
+
+def test_the_token_grid_shows_up() -> None:
+    rng = np.random.default_rng(0)
+    truth = np.full((128, 128, 3), 0.5, np.float32)
+    mask = np.ones((128, 128), bool)
+    noisy = truth + rng.normal(0, 0.02, truth.shape).astype(np.float32)
+    blocks = rng.normal(0, 0.05, (8, 8, 3)).astype(np.float32).repeat(16, 0).repeat(16, 1)
+    ratio = np.divide(*metrics.grid_energy(noisy, truth, mask))
+    blocky = np.divide(*metrics.grid_energy(noisy + blocks, truth, mask))
+    assert ratio == pytest.approx(1, abs=0.15)
+    assert blocky > 3
+
+
+# --- verdict
+
+
+def test_the_verdict_says_yes_and_no() -> None:
+    dense = np.random.default_rng(0).normal(22, 4, 40)
+    seam = np.full(40, 5.0)
+    jitter = np.random.default_rng(1).normal(0, 0.05, 40)
+    assert judge(dense + jitter, dense, seam, seam).passed is True
+    assert judge(dense - 0.2 + jitter, dense, seam, seam).passed is False, "0.2 dB lower"
+    assert judge(dense + jitter, dense, seam + 0.3, seam).passed is False, "a visible seam"
+    assert judge(dense + 20 * jitter, dense, seam, seam).passed is False, "too uncertain to say so"
+    assert judge(dense[:5], dense[:5], seam[:5], seam[:5]).passed is None, "too few to say anything"
+    with pytest.raises(ValueError, match="pairs"):
+        judge(dense, dense[:3], seam, seam)
+
+
+def test_the_comparison_is_paired() -> None:
+    """Pictures differ by far more than rows do; unpaired, no bench of this size could see a quarter of a decibel."""
+    dense = np.linspace(10, 40, 30)
+    verdict = judge(dense - 0.05, dense, np.ones(30), np.ones(30))
+    assert verdict.high - verdict.low < 1e-6 and verdict.passed
+
+
+# --- cases
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_cases_are_held_out_and_repeat_exactly(group: str) -> None:
+    cases = [held_out_case(group, number, 64) for number in range(len(KINDS))]
+    again = held_out_case(group, 4, 64)
+    assert np.array_equal(cases[4].image, again.image) and np.array_equal(cases[4].mask, again.mask)
+    assert {case.kind for case in cases} == set(KINDS)
+    assert len({case.seed for case in cases}) == len(cases)
+    low, high = GROUPS[group]
+    assert all(low - 0.03 < case.mask.mean() < high + 0.03 for case in cases)
+
+
+def test_no_two_groups_share_a_picture() -> None:
+    seeds = [held_out_case(group, number, 64).seed for group in GROUPS for number in range(12)]
+    assert len(set(seeds)) == len(seeds) and HELD_OUT_SEED + min(seeds) >= HELD_OUT_SEED
+
+
+def test_a_folder_of_pictures(tmp_path: Path) -> None:
+    images, masks = tmp_path / "images", tmp_path / "masks"
+    images.mkdir(), masks.mkdir()
+    cv2.imwrite(str(images / "a.png"), np.full((150, 300, 3), (255, 0, 0), np.uint8))  # OpenCV writes BGR: blue
+    painted = np.zeros((150, 300), np.uint8)
+    painted[:60, :100] = 255
+    cv2.imwrite(str(masks / "a.jpg"), painted)
+    (case,) = folder_cases(images, masks, 128)
+    assert case.image.shape == (64, 128, 3) and case.mask.shape == (64, 128)
+    assert case.image[..., 2].min() == 1 and case.image[..., 0].max() == 0
+    assert case.group == "medium" and case.mask[0, 0] and not case.mask[-1, -1]
+
+    cv2.imwrite(str(masks / "a.jpg"), painted * 0)
+    with pytest.raises(ValueError, match="paints nothing"):
+        list(folder_cases(images, masks, 128))
+    cv2.imwrite(str(images / "b.png"), np.zeros((32, 32, 3), np.uint8))
+    cv2.imwrite(str(masks / "a.jpg"), painted)
+    with pytest.raises(FileNotFoundError, match="b"):
+        list(folder_cases(images, masks, 128))
+    with pytest.raises(FileNotFoundError, match="not a folder"):
+        list(folder_cases(tmp_path / "nowhere", masks, 128))
+
+
+# --- rows and runners
+
+
+def test_rows_run_after_what_they_depend_on() -> None:
+    rows = chosen(["fewer_steps"])
+    assert set(rows) == {"dense", "fewer_steps", ROWS["fewer_steps"].equal_to}
+    order = running_order(rows)
+    assert order[0] == "dense" and order.index(ROWS["fewer_steps"].equal_to) < order.index("fewer_steps")
+    with pytest.raises(ValueError, match="--rows names nonsense"):
+        chosen(["nonsense"])
+
+
+def test_every_context_has_a_row() -> None:
+    from hilo_core import CONTEXTS
+
+    assert set(CONTEXTS) == {row.context for row in ROWS.values() if row.node and row.kind is Kind.HILO}
+
+
+def test_the_meter_agrees_with_pytorchs_counter(runner: LabRunner) -> None:
+    """Two points fix the cost outside attention; a third length, with a bias, must fit."""
+    bias = torch.zeros(1, 1, 1, 50 + CONTEXT_TOKENS)
+    tokens, ids, sigma = torch.randn(1, 50, 384), torch.zeros(50, 3), torch.ones(1)
+
+    def call() -> None:
+        with torch.inference_mode():
+            sampling.denoise(runner.dit, tokens, ids, sigma, bias)
+
+    runner.meter.start()
+    with runner.meter.watching():
+        call()
+    assert runner.meter.tokens == [50]
+    assert runner.meter.flops == pytest.approx(count_flops(call), rel=1e-9)
+    linear = 2 * 50 * sum(p.numel() for n, p in runner.dit.named_parameters() if "ff.net" in n and p.ndim == 2)
+    assert runner.meter.flops > linear
+
+
+def test_a_wrong_text_length_is_noticed(runner: LabRunner) -> None:
+    meter = Meter(runner.dit, CONTEXT_TOKENS + 1)
+    with pytest.raises(RuntimeError, match="is text really"), torch.inference_mode():
+        meter.calibrate(runner._call)
+
+
+@pytest.mark.parametrize("name", [name for name, row in ROWS.items() if row.exact])
+def test_study_rows_keep_exactly_what_they_say(name: str) -> None:
+    row, case = ROWS[name], held_out_case("small", 1, 256)
+    vae = build_autoencoder().eval()
+    with torch.inference_mode():
+        plan = compressed(row, case, 8, vae, CPU).grid_plan
+    edit, outside = int(plan.edit.sum()), int((~plan.edit).sum())
+    assert len(plan.kept) == edit + round(row.settings.detail * outside)
+    assert plan.edit[plan.kept].sum() == edit, "the whole edit region is kept"
+    assert (plan.low is not None) == (ROWS[name].context == "low")
+
+
+def test_random_tokens_are_not_the_edges() -> None:
+    case, vae = held_out_case("small", 1, 256), build_autoencoder().eval()
+    kept = {name: compressed(ROWS[name], case, 8, vae, CPU).grid_plan.kept.tolist() for name in ("random", "high")}
+    again = compressed(ROWS["random"], case, 8, vae, CPU).grid_plan.kept.tolist()
+    assert kept["random"] == again and kept["random"] != kept["high"] and len(kept["random"]) == len(kept["high"])
+
+
+def test_rows_see_the_same_noise_and_cost_what_they_compute(runner: LabRunner) -> None:
+    case = held_out_case("medium", 0, 128)
+    rows = chosen(["dense_other_seed", "edit_only", "crop"])
+    done: dict = {}
+    for name in running_order(rows):
+        done[name] = runner.run(rows[name], case, 2, done)
+    repeat = runner.run(rows["dense"], case, 2, {})
+    assert np.array_equal(repeat.raw, done["dense"].raw)
+    assert not np.array_equal(done["dense_other_seed"].raw, done["dense"].raw)
+    assert done["dense"].tokens == 1 and done["edit_only"].tokens < 1
+    assert done["edit_only"].flops < done["dense"].flops == done["dense_other_seed"].flops
+
+
+def test_equal_cost_is_equal(runner: LabRunner) -> None:
+    case = held_out_case("small", 2, 256)
+    rows = chosen(["fewer_steps", "crop_equal_cost"])
+    done: dict = {}
+    for name in running_order(rows):
+        done[name] = runner.run(rows[name], case, 8, done)
+    target = done[ROWS["fewer_steps"].equal_to]
+    step = done["dense"].flops / 8
+    assert abs(done["fewer_steps"].flops - target.flops) <= step / 2 + 1
+    assert done["crop_equal_cost"].tokens <= target.tokens + 1e-9
+    assert done["crop_equal_cost"].raw.shape == case.image.shape
+
+
+def test_a_crop_of_everything_is_the_dense_run(runner: LabRunner) -> None:
+    from lab.bench.runners import Cropped
+
+    case = held_out_case("medium", 0, 128)
+    whole = Cropped(Box(0, 0, 8, 8), case.mask.shape)
+    with runner._arithmetic():
+        cropped = runner._paint(case, 2, whole.begin)
+        dense = runner._paint(case, 2)
+    assert np.allclose(cropped.raw, dense.raw, atol=1e-5)
+
+
+@settings(max_examples=30, deadline=None)
+@given(number=st.integers(0, 500), budget=st.integers(1, 256), group=st.sampled_from(list(GROUPS)))
+def test_crops_hold_the_mask_and_the_budget(number: int, budget: int, group: str) -> None:
+    case = held_out_case(group, number, 128)
+    box = crop_box(case.mask)
+    outside = case.mask.copy()
+    outside[box.pixels] = False
+    assert not outside.any()
+    if budget >= box.tokens:
+        grown = box.grown(budget, case.mask.shape)
+        assert box.tokens <= grown.tokens <= budget
+        assert grown.top <= box.top and grown.right >= box.right and grown.bottom <= 8 and grown.left >= 0
+    else:
+        small = shrunk(case, box, budget)
+        assert small.mask.size // 256 <= max(budget, box.bottom - box.top, box.right - box.left) and small.mask.any()
+
+
+# --- the whole bench
+
+
+def test_a_whole_run(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = ["telea", "edit_only", "high_low_log_n", "rolling_20"]
+    options = ["--weights", str(weights), "--out", str(tmp_path), "--dtype", "float32", "--device", "cpu"]
+    code = quality.main([*options, "--size", "64", "--steps", "2", "--pictures", "2", "--rows", *names])
+    assert code == 0
+    content = json.loads((tmp_path / "quality.json").read_text())
+    assert {row["row"] for row in content["rows"]} == {"dense", *names}
+    assert {row["group"] for row in content["rows"]} == set(GROUPS)
+    assert all(row["pictures"] == 2 and row["passed"] is None for row in content["rows"])
+    assert len(content["pictures"]) == 2 * 3 * 5
+    dense = next(row for row in content["rows"] if row["row"] == "dense")
+    assert dense["delta_psnr"] == 0 and dense["flops_share"] == 1 and dense["dense_psnr_mask"] == metrics.CEILING
+    assert set(content["environment"]["weights"]) == {"hilo_lab_fill.safetensors", "hilo_lab_vae.safetensors"}
+    text = (tmp_path / "quality.md").read_text()
+    assert "Entrance test" in text and ROWS["rolling_20"].title in text
+    for plot in ("quality_frontier.png", "quality_kinds.png"):
+        assert cv2.imread(str(tmp_path / plot)).shape[0] > 100
+    assert "edit region only" in capsys.readouterr().out
+
+
+def test_summary_is_the_mean_of_its_pictures() -> None:
+    def result(row: str, psnr: float, case: int, kind: str = "stripes") -> dict:
+        means = {
+            "tokens": 1.0,
+            "flops": 10.0 if row == "dense" else 5.0,
+            "seconds": 2.0,
+            "share": 0.16,
+            "seam_source": 1,
+        }
+        zones = {
+            f"{a}{b}_{c}": 1.0 for a in ("", "dense_") for b in ("psnr", "ssim") for c in ("mask", "ring", "outside")
+        }
+        extra = {"seam": 1.5, "edge": 2.0, "edge_source": 4.0, "grid_border": 3.0, "grid_inside": 1.5}
+        place = {"row": row, "case": str(case), "kind": kind, "group": "medium", "size": 256, "steps": 8}
+        return {**place, **means, **zones, **extra, "psnr_mask": psnr}
+
+    results = [result("dense", 20 + case, case) for case in range(10)]
+    results += [result("telea", 15 + case, case) for case in range(10)]
+    results += [result("edit_only", 18 + case, case) for case in range(10)]
+    rows = {row["row"]: row for row in table_rows(results)}
+    assert rows["edit_only"]["delta_psnr"] == pytest.approx(-2)
+    assert rows["edit_only"]["flops_share"] == 0.5 and rows["edit_only"]["passed"] is False
+    assert rows["edit_only"]["edge_ratio"] == 0.5 and rows["edit_only"]["grid_ratio"] == 2
+    assert rows["edit_only"]["by_kind"] == {"stripes": pytest.approx(-2)}
+    (line,) = entrance(results)
+    assert line["over_telea"] == pytest.approx(5) and line["edit_only_cost"] == pytest.approx(2) and line["able"]
+    blind = [{**entry, "psnr_mask": entry["psnr_mask"] + 1.5 * (entry["row"] == "edit_only")} for entry in results]
+    assert not entrance(blind)[0]["able"], "a model that loses nothing without context cannot judge"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--images", "x"], "belong together"),
+        (["--size", "100"], "multiple of 16"),
+        (["--pictures", "0"], "more than 0"),
+        (["--rows", "best"], "--rows names best"),
+    ],
+)
+def test_bad_options_are_one_sentence(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        quality.main(options)
+    assert message in capsys.readouterr().err
+
+
+def test_missing_weights_say_how_to_get_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert quality.main(["--weights", str(tmp_path), "--device", "cpu"]) == 2
+    assert "lab.train" in capsys.readouterr().out
+
+
+def test_context_rows_differ_from_no_context(runner: LabRunner) -> None:
+    """A cache that never reached attention would show as a row equal to the edit region alone."""
+    case = held_out_case("small", 0, 128)
+    done = {
+        name: runner.run(ROWS[name], case, 3, {}) for name in ("edit_only", "cache_first", "rolling_20_cold", "low")
+    }
+    for name in ("cache_first", "rolling_20_cold", "low"):
+        assert not np.allclose(done[name].raw, done["edit_only"].raw, atol=1e-5), name
+    assert done["cache_first"].flops > done["edit_only"].flops
