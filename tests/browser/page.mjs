@@ -17,7 +17,8 @@ const browser = await chromium.launch({
   executablePath: job.browser,
   args: process.getuid?.() === 0 ? ['--no-sandbox'] : [] // Chromium's sandbox refuses to run as root
 })
-const page = await browser.newPage({ viewport: { width: 1920, height: 1200 } })
+const page = await browser.newPage({ viewport: { width: 1600, height: 1000 } })
+page.setDefaultTimeout(180_000) // a busy machine is not a failure
 page.on('pageerror', (error) => report.console.push(`uncaught: ${error}`))
 page.on('console', (message) => {
   if (message.type() === 'error') report.console.push(`${message.text()} ${message.location().url}`)
@@ -33,7 +34,7 @@ for (const [name, workflow] of Object.entries(job.workflows)) {
   await screenshot(name)
   if (job.run.includes(name)) {
     await page.evaluate(() => window.app.queuePrompt(0))
-    await page.waitForFunction(done, null, { timeout: 300_000 })
+    await page.waitForFunction(done)
     await page.waitForTimeout(1000)
     report.workflows[name].pictures = await page.evaluate(pictures)
     await screenshot(`${name}_ran`)
@@ -43,9 +44,9 @@ await browser.close()
 fs.writeFileSync(path.join(job.out, 'report.json'), JSON.stringify(report))
 
 async function screenshot(name) {
-  await page.waitForTimeout(500)
-  report.banner = await page.getByText(/\d+ errors? found/).count()
-  if (report.banner) report.console.push(`${name}: the page shows its error banner`)
+  await page.waitForTimeout(300)
+  const banners = await page.getByText(/\d+ errors? found/).count()
+  if (banners) report.console.push(`${name}: the page shows its error banner`)
   await page.screenshot({ path: path.join(job.out, `${name}.png`) })
 }
 
