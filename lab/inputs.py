@@ -10,8 +10,9 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from hilo_core.masks import binarise
+
 SIDE = 16  # pixels a token: both sides of the working picture are multiples of it
-PAINTED = 128  # of 255: a mask is painted from here on
 
 
 class InputError(ValueError):
@@ -55,7 +56,7 @@ def read_inputs(image: Path, mask: Path | None, size: int) -> Inputs:
     width, height = _working_size(picture.size, size, image)
     ways = Image.Resampling
     pixels = np.asarray(ImageOps.fit(_rgb(picture), (width, height), ways.LANCZOS))
-    inside = np.asarray(ImageOps.fit(painted, (width, height), ways.BOX)) >= PAINTED
+    inside = binarise(np.asarray(ImageOps.fit(painted, (width, height), ways.BOX)) / 255)
     if not inside.any():
         name = f"--mask {mask}" if mask else f"the transparent area of --image {image}"
         raise InputError(f"{name} is empty at {width} x {height}: paint the area to change white in a --mask file")
@@ -99,7 +100,8 @@ def _transparent(picture: Image.Image, path: Path) -> tuple[Image.Image, tuple[s
     alpha = picture.convert("RGBA").getchannel("A") if has_alpha else None
     if alpha is None or alpha.getextrema()[0] == 255:
         raise InputError(f"--image {path} has no transparent area to paint: add --mask FILE, white where to paint")
-    return ImageOps.invert(alpha), ()
+    note = f"what is transparent in {path.name} is painted; the colours stored below it count as the source in PSNR"
+    return ImageOps.invert(alpha), (note,)
 
 
 def _mask(mask: Image.Image, size: tuple[int, int]) -> tuple[Image.Image, tuple[str, ...]]:

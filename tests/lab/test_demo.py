@@ -148,7 +148,8 @@ def test_a_mask_of_another_size_is_stretched_and_it_is_said(tmp_path: Path) -> N
     image, mask = save(tmp_path / "a.png", noise(128, 192)), save(tmp_path / "m.png", block(64, 64))
     inputs = read_inputs(image, mask, 192)
     assert inputs.notes == ("the mask was 64 x 64 and has been stretched to the picture's 192 x 128",)
-    assert inputs.mask[0, 0, 64, 96] == 1 and inputs.share == pytest.approx(1 / 16, rel=0.05)
+    assert inputs.mask[0, 0, 64, 96] == 1
+    assert inputs.share == pytest.approx(1 / 16, rel=0.15)  # a rim of soft values counts as painted
 
 
 def test_a_transparent_area_is_the_mask_and_its_colours_stay(tmp_path: Path) -> None:
