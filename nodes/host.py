@@ -68,7 +68,7 @@ class HiLoPatch:
         *rest: Any,
     ) -> Any:
         """``SAMPLER_SAMPLE``: one ``Run`` for one sampling, reachable through the options of this sampling alone."""
-        run = self._begin(guider.inner_model, sigmas, noise, latent_image, extra_args.get("seed"))
+        run = self._begin(guider.inner_model, sigmas, noise, latent_image)
         if run is not None:
             options = dict(extra_args["model_options"])
             options["transformer_options"] = {**options.get("transformer_options", {}), KEY: run}
@@ -139,9 +139,7 @@ class HiLoPatch:
         flat = _flat(denoised)
         return _like(run.pin(flat) if forward.dense else run.unpack(flat, forward.canvas), x)
 
-    def _begin(
-        self, base: Any, sigmas: torch.Tensor, noise: torch.Tensor, latent_image: torch.Tensor, seed: int | None
-    ) -> Run | None:
+    def _begin(self, base: Any, sigmas: torch.Tensor, noise: torch.Tensor, latent_image: torch.Tensor) -> Run | None:
         """The run's state; ``None`` where everything is computed anyway, so the model stays untouched."""
         if getattr(noise, "is_nested", False) or noise.ndim not in (4, 5) or (noise.ndim == 5 and noise.shape[2] != 1):
             nested = getattr(noise, "is_nested", False)
@@ -154,14 +152,17 @@ class HiLoPatch:
         if plan.dense:
             log.info("HiLo Token: the edit region and its details cover the picture; the model runs dense")
             return None
+        if not torch.count_nonzero(noise):
+            log.warning(
+                "HiLo Token: this sampler goes on from a noisy latent without adding noise, so the source picture is "
+                "not known to it; the model runs dense"
+            )
+            return None
         if not torch.count_nonzero(source):
             raise ValueError(
                 "HiLo Patch Model: the sampler's latent is empty, so nothing is known outside the mask; connect the "
                 "latent of VAE Encode or InpaintModelConditioning to the sampler instead of an empty latent"
             )
-        if not torch.count_nonzero(noise):  # a second sampler that adds no noise: low tokens still need unit variance
-            generator = torch.Generator().manual_seed(seed or 0)
-            noise = torch.randn(noise.shape, generator=generator).to(noise)
         percent = base.model_sampling.percent_to_sigma
         window = Window(float(percent(self.start_percent)), float(percent(self.end_percent)))
         low = None
