@@ -91,7 +91,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--full", action="store_true", help="the published tables: 108 pictures a group, 8 and 20 steps"
     )
-    parser.add_argument("--pictures", type=int, help="pictures a group of masks; default 36, with --full 108")
+    parser.add_argument("--pictures", type=int, help="pictures a group of masks; default 24, with --full 108")
     parser.add_argument("--minutes", type=float, help="stop after this long; default 18, with --full never")
     parser.add_argument("--size", type=int, help="only this size in pixels, a multiple of 16")
     parser.add_argument("--steps", type=int, help="only this many steps")
@@ -119,7 +119,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     if args.size or args.steps or args.images:
         parts = (Part(args.size or 256, args.steps or 8),)
     args.parts = parts
-    args.pictures = args.pictures or (108 if args.full else 36)
+    args.pictures = args.pictures or (108 if args.full else 24)
     args.minutes = args.minutes or (float("inf") if args.full else 18.0)
     args.dtype = record.fast_dtype(args.device) if args.dtype == "auto" else getattr(torch, args.dtype)
     if args.busy:

@@ -90,7 +90,8 @@ class Meter:
         def counted(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
             nonlocal longest
             longest = max(longest, query.shape[-2])
-            self.attention += sdpa_flop_count(query.shape, key.shape, value.shape)
+            pairs = query.shape[:-1].numel() * key.shape[-2]
+            self.attention += 2 * pairs * (query.shape[-1] + value.shape[-1])
             return original(query, key, value, *args, **kwargs)
 
         def done(*_: Any) -> None:

@@ -25,7 +25,8 @@ class LabModel:
     def __init__(self, clock: Clock, dtype: torch.dtype, heads: int = 24) -> None:
         self.title, self.blocks, self.text = "Flux.1 Fill (diffusers)", "1 of 19 double, 1 of 38 single", CONTEXT_TOKENS
         with torch.device(clock.device):
-            self.transformer = build_dit(1, 1, heads).to(dtype).eval().requires_grad_(False)
+            self.transformer = build_dit(1, 1, heads).eval().requires_grad_(False)
+        torch.nn.Module.to(self.transformer, dtype)  # diffusers' own `to` warns of precisions this model has none of
         randomise(self.transformer)
         self.device, self.dtype, self.clock = clock.device, dtype, clock
 

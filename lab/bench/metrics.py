@@ -77,8 +77,12 @@ def grid_energy(picture: np.ndarray, truth: np.ndarray, mask: np.ndarray) -> tup
         border = (after % TOKEN == 0)[:, None] if axis == 0 else (after % TOKEN == 0)[None]
         at_border.append(step[both & border])
         elsewhere.append(step[both & ~border])
-    return tuple(float(np.concatenate(steps).mean()) if sum(map(len, steps)) else float("nan")
-                 for steps in (at_border, elsewhere))  # fmt: skip
+    return _mean(at_border), _mean(elsewhere)
+
+
+def _mean(steps: list[np.ndarray]) -> float:
+    values = np.concatenate(steps)
+    return float(values.mean()) if len(values) else float("nan")
 
 
 def _neighbours(length: int) -> tuple[np.ndarray, np.ndarray]:

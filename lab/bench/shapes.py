@@ -96,7 +96,11 @@ class TimedModel(Protocol):
     title: str
     blocks: str
     text: int
-    transformer: torch.nn.Module
+
+    @property
+    def transformer(self) -> torch.nn.Module:
+        """What is timed."""
+        ...
 
     def core(self) -> ModuleType:
         """The `hilo_core` that plans and contexts for `run` are made with; inside ComfyUI the pack has its own."""

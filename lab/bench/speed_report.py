@@ -31,7 +31,7 @@ def merge(path: Path, environment: dict[str, Any], steps: Entries, overhead: Ent
     """
     old = json.loads(path.read_text()) if path.is_file() else {"environments": {}, "steps": [], "overhead": []}
     run = environment["time"]
-    content = {"environments": {**old["environments"], run: environment}}
+    content: dict[str, Any] = {"environments": {**old["environments"], run: environment}}
     for name, key, new in (("steps", STEP_KEY, steps), ("overhead", OVERHEAD_KEY, overhead)):
         known = {tuple(entry[part] for part in key): entry for entry in old[name]}
         known |= {tuple(entry[part] for part in key): {**entry, "run": run} for entry in new}
@@ -114,7 +114,8 @@ def overhead_line(entry: dict[str, Any]) -> str:
         f"- {entry['device']}: planner at {entry['planner_size']} px {entry['planner_seconds'] * 1e3:.0f} ms, "
         f"with preview {entry['planner_with_preview_seconds'] * 1e3:.0f} ms (goal {PLANNER_GOAL * 1e3:.0f}); "
         f"patching a run of {entry['model']} that keeps everything at {entry['patched_size']} px: "
-        f"{entry['patched_over_dense'] - 1:+.1%} (quartiles {low - 1:+.1%} to {high - 1:+.1%}, {entry['rounds']} pairs, goal {PATCHING_GOAL - 1:+.0%})"
+        f"{entry['patched_over_dense'] - 1:+.1%} (quartiles {low - 1:+.1%} to {high - 1:+.1%}, "
+        f"{entry['rounds']} pairs, goal {PATCHING_GOAL - 1:+.0%})"
     )
 
 
