@@ -173,22 +173,25 @@ def test_the_pages_template_list_has_them(server: Server) -> None:
 
 def test_help_and_translations_are_served(server: Server) -> None:
     """The page's help panel finds a text for each node, and its translations name every input and output there is."""
-    for node, info in {name: info for name, info in server.object_info().items() if name.startswith("HiLo")}.items():
+    words = server.get("/i18n").json()
+    for node, info in server.object_info().items():
+        if not node.startswith("HiLo"):
+            continue
         help_text = server.get(f"/extensions/hilo-token/docs/{node}.md").text
         inputs = [name for name, _ in sockets(info)]
-        for name in [*inputs, *info["output_name"]]:
+        english = words["en"]["nodeDefs"][node]  # shown instead of the schema's own words
+        outputs = [entry["name"] for entry in english["outputs"].values()]
+        for name in inputs + outputs:
             assert f"**{name}**" in help_text, f"{node}.md does not explain {name}"
         for name, spec in info["input"]["required"].items():
             for option in spec[1].get("options", []):
                 assert f"| {option} |" in help_text or f"*{option}*" in help_text or name == "low_factor", option
         for language in ("en", "zh"):
-            words = server.get("/i18n").json()[language]["nodeDefs"][node]
-            assert list(words["inputs"]) == inputs
-            assert list(words["outputs"]) == [str(slot) for slot in range(len(info["output"]))]
-            assert all(
-                entry["name"] and entry["tooltip"] for entry in (*words["inputs"].values(), *words["outputs"].values())
-            )
-        english = server.get("/i18n").json()["en"]["nodeDefs"][node]  # shown instead of the schema's own words
+            translated = words[language]["nodeDefs"][node]
+            assert list(translated["inputs"]) == inputs
+            assert list(translated["outputs"]) == [str(slot) for slot in range(len(info["output"]))]
+            entries = [*translated["inputs"].values(), *translated["outputs"].values()]
+            assert all(entry["name"] and entry["tooltip"] for entry in entries)
         tooltips = {name: spec[1]["tooltip"] for group in info["input"].values() for name, spec in group.items()}
         assert english["display_name"] == info["display_name"] and english["description"] == info["description"]
         assert {name: entry["tooltip"] for name, entry in english["inputs"].items()} == tooltips
