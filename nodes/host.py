@@ -24,6 +24,9 @@ KEY = "hilo_token"
 # ControlNets).
 WHOLE_PICTURE_PATCHES = ("double_block", "noise_refiner", "post_input")
 
+# Step caches that may answer in the model's place: a call that fills the context's cache must compute.
+STEP_CACHES = ("easycache",)
+
 log = logging.getLogger("hilo_token")
 
 
@@ -123,6 +126,7 @@ class HiLoPatch:
             }
         with self.family.positions(model, sequence):
             if forward.dense:
+                options = _without_step_caches(options)
                 denoised = executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
             else:
                 canvas = _like(run.pack(_flat(x), t, noiser, forward.canvas), x)
@@ -245,6 +249,15 @@ def _pack_control(run: Run, forward: Forward, control: dict | None) -> dict | No
     return {
         place: [None if add is None else run.pack_rows(add, canvas) for add in adds] for place, adds in control.items()
     }
+
+
+def _without_step_caches(options: dict) -> dict:
+    """The options for a call that must reach the model. It also has another size than the compressed calls around it, and
+    EasyCache loses track when the size goes back and forth."""
+    wrappers = options.get("wrappers", {})
+    kind = WrappersMP.DIFFUSION_MODEL
+    others = {key: value for key, value in wrappers.get(kind, {}).items() if key not in STEP_CACHES}
+    return {**options, "wrappers": {**wrappers, kind: others}}
 
 
 def _plain(diffusion_model: Any) -> Any:
