@@ -252,8 +252,8 @@ def _pack_control(run: Run, forward: Forward, control: dict | None) -> dict | No
 
 
 def _without_step_caches(options: dict) -> dict:
-    """The options for a call that must reach the model. It also has another size than the compressed calls around it, and
-    EasyCache loses track when the size goes back and forth."""
+    """The options for a call that must reach the model. It also has another size than the compressed calls around it,
+    and EasyCache loses track when the size goes back and forth."""
     wrappers = options.get("wrappers", {})
     kind = WrappersMP.DIFFUSION_MODEL
     others = {key: value for key, value in wrappers.get(kind, {}).items() if key not in STEP_CACHES}
