@@ -1,5 +1,5 @@
 """The lab: a small Flux-Fill model trained from scratch, and the benches that judge HiLo Token with it."""
 
-from lab.compat import declare_missing_operators
+from lab.compat import let_wheels_import
 
-declare_missing_operators()
+let_wheels_import()

@@ -63,9 +63,6 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the demo in an environment that is set up; returns the exit code."""
     options = parse(arguments)
-    from lab.comfyui.launch import let_torchaudio_import
-
-    let_torchaudio_import()  # before diffusers, which imports it where --host or the tests have installed it
     from lab import showcase
     from lab.inputs import InputError
 

@@ -105,6 +105,7 @@ def inpaint(
     seed: int = 0,
     prepare: Prepare = lambda source, noise: denoise,
     on_step: Callable[[int, int], None] | None = None,
+    paste: bool = True,
 ) -> Tensor:
     """Paint the masked part of the picture.
 
@@ -116,9 +117,10 @@ def inpaint(
         seed: of the noise. The same seed gives the same noise whatever `prepare` is.
         prepare: gives what is called in place of `denoise` in this run, to compute fewer tokens (lab.hilo).
         on_step: called with (steps done, steps) after each step.
+        paste: put the source's own pixels back outside the mask; without it the whole decoded picture is returned.
 
     Returns:
-        (B, 3, H, W) in 0..1; outside the mask the source's own pixels.
+        (B, 3, H, W) in 0..1.
 
     Raises:
         ValueError: when a side is not a multiple of 16 or the mask does not fit the image.
@@ -146,4 +148,4 @@ def inpaint(
         if on_step:
             on_step(step, steps)
     result = decode(vae, unpack(x, rows, columns))
-    return torch.where(mask > 0.5, result, image)
+    return torch.where(mask > 0.5, result, image) if paste else result

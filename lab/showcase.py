@@ -17,7 +17,7 @@ from rich.table import Table
 from safetensors import SafetensorError
 from torch import Tensor
 
-from hilo_core import PRESETS, GridPlan, TokenPlan, make_context, make_plan
+from hilo_core import PRESETS, GridPlan, TokenPlan, composite, make_context, make_plan
 from hilo_core.lowres import low_picture
 from hilo_core.report import NAMES, describe, overlay
 from lab import autoencoder, dit, host_demo, sampling
@@ -27,6 +27,7 @@ from lab.hilo import Compressed, grid_of
 from lab.inputs import InputError, Inputs, read_inputs
 
 CONTEXT = "low"  # the default of HiLo Patch Model
+FEATHER = 16  # and that of HiLo Unpack, in pixels
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,8 @@ def run(options: argparse.Namespace) -> Report:
     def paint(way: Way, steps: int, on_step: OnStep | None) -> Tensor:
         with torch.autocast(device.type, dtype, enabled=dtype == torch.bfloat16):
             prepare = timed(way.prepare, way.steps, device)
-            return sampling.inpaint(*models, picture, mask, steps, options.seed, prepare, on_step)
+            decoded = sampling.inpaint(*models, picture, mask, steps, options.seed, prepare, on_step, paste=False)
+        return composite(plan, decoded.float().movedim(1, -1).cpu(), FEATHER).movedim(-1, 1)
 
     race((dense, hilo), options.steps, paint, console)
     report = Report(

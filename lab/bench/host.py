@@ -16,8 +16,6 @@ from types import ModuleType
 import torch
 
 from lab.comfyui.find import find_hosts
-from lab.comfyui.launch import let_torchaudio_import
-from lab.compat import declare_missing_operators
 from lab.environment import ROOT
 
 PACK = "hilo_token_pack"
@@ -33,8 +31,6 @@ def import_comfy(device: torch.device) -> ModuleType | None:
     if not hosts:
         return None
     os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1")
-    declare_missing_operators()
-    let_torchaudio_import()
     sys.path.insert(0, str(hosts[0]))  # ComfyUI's own nodes.py and utils/ must win over any namesake
     args = importlib.import_module("comfy.cli_args").args
     args.cpu = device.type == "cpu"

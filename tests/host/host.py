@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lab.comfyui.find import HOW_TO_GET_ONE, find_hosts
-from lab.comfyui.launch import let_torchaudio_import
-from lab.compat import declare_missing_operators
 from lab.environment import ROOT
 
 __all__ = ["HOW_TO_GET_A_HOST", "ROOT", "Host", "find_hosts", "host_version", "import_host"]
@@ -60,8 +58,6 @@ def import_host(path: Path) -> Host:
         return _imported
     for variable in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK"):
         os.environ[variable] = "1"
-    declare_missing_operators()
-    let_torchaudio_import()
     # First on the path: ComfyUI's own nodes.py, utils/, app/ and server.py must win over any namesake.
     sys.path.insert(0, str(path))
     args = importlib.import_module("comfy.cli_args").args
