@@ -67,8 +67,11 @@ def overlay(plan: TokenPlan, grid_plan: GridPlan) -> torch.Tensor:
 def _legend(width: int, grid_plan: GridPlan) -> np.ndarray:
     """``(h, width, 3)`` uint8: a swatch, a name and a count for each class."""
     counts = np.bincount(grid_plan.classes().flatten(), minlength=4)
-    shown = [(kind, f"{NAMES[kind]} {counts[kind]:,}") for kind in (3, 2, 1, 0) if counts[kind]]
-    scale = float(np.clip(width / 1024, 0.35, 1.2)) * 0.6
+    texts = {kind: f"{NAMES[kind]} {counts[kind]:,}" for kind in (3, 2, 1, 0) if counts[kind]}
+    if grid_plan.low is not None:
+        texts[1] = f"{NAMES[1]} {len(grid_plan.low):,} for {counts[1]:,}"
+    shown = list(texts.items())
+    scale = float(np.clip(width / 1024, 0.75, 1.5)) * 0.6
     line = round(40 * scale)
     per_row = max(1, width // round(420 * scale))
     legend = np.full((-(-len(shown) // per_row) * line, width, 3), 30, dtype=np.uint8)

@@ -96,7 +96,13 @@ class HiLoPatchModel(io.ComfyNode):
                     **newer(io.Float.Input, advanced=True),
                 ),
             ],
-            outputs=[io.Model.Output("patched", tooltip="Connect it to the sampler or guider in place of the model.")],
+            outputs=[
+                io.Model.Output(
+                    "patched",
+                    display_name="patched",
+                    tooltip="Connect it to the sampler or guider in place of the model.",
+                )
+            ],
         )
 
     @classmethod
@@ -128,6 +134,18 @@ class HiLoPatchModel(io.ComfyNode):
                 f"HiLo Patch Model: {error}; bypass the node, or set on_unsupported to dense"
             ) from error
         chosen = make_context(context, proportional=proportional, refresh=refresh, share=share)
+        if not family.attends:
+            if chosen.needs_attention:
+                raise UnsupportedModel(
+                    f"HiLo Patch Model: {family.name} does not let other code into its attention, so context {context} "
+                    "cannot work; choose low or none"
+                )
+            if chosen.uses_low and proportional:
+                log.warning(
+                    "HiLo Patch Model: %s does not let other code into its attention; low tokens weigh as one token "
+                    "each, as with proportional off",
+                    family.name,
+                )
         low = None
         if vae is not None and chosen.uses_low and plan.settings.low_factor:
             low = encode_low_picture(plan, family, diffusion_model, vae)

@@ -77,13 +77,16 @@ class HiLoTokenPlanner(io.ComfyNode):
                 ),
             ],
             outputs=[
-                HiLoPlan.Output("plan", tooltip="For HiLo Patch Model and HiLo Unpack."),
-                io.Mask.Output("edit_region", tooltip="The dilated mask: everything that may change."),
+                HiLoPlan.Output("plan", display_name="plan", tooltip="For HiLo Patch Model and HiLo Unpack."),
+                io.Mask.Output(
+                    "edit_region", display_name="edit_region", tooltip="The dilated mask: everything that may change."
+                ),
                 io.Image.Output(
                     "preview",
+                    display_name="preview",
                     tooltip="The picture with each token tinted: edit region, high frequency, low frequency, left out.",
                 ),
-                io.String.Output("report", tooltip="How many tokens are computed, and why."),
+                io.String.Output("report", display_name="report", tooltip="How many tokens are computed, and why."),
             ],
         )
 

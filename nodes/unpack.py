@@ -35,8 +35,8 @@ class HiLoUnpack(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Image.Output("image", tooltip="The source picture with the edit pasted in."),
-                io.Latent.Output("latent", tooltip="The samples, passed on unchanged."),
+                io.Image.Output("image", display_name="image", tooltip="The source picture with the edit pasted in."),
+                io.Latent.Output("latent", display_name="latent", tooltip="The samples, passed on unchanged."),
             ],
         )
 
