@@ -88,6 +88,11 @@ class Context:
 
     uses_low: bool = False
 
+    @property
+    def needs_attention(self) -> bool:
+        """It cannot work on a model whose attention calls cannot be overridden."""
+        return False
+
     def start(self, plan: GridPlan) -> ContextRun:
         """The context at work on a plan."""
         return ContextRun(self, plan)

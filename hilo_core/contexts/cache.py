@@ -47,6 +47,10 @@ class CacheContext(Context):
 
     refresh: int = 4
 
+    @property
+    def needs_attention(self) -> bool:
+        return True
+
     def start(self, plan: GridPlan) -> ContextRun:
         return CacheRun(self, plan)
 

@@ -33,6 +33,10 @@ class RollingContext(Context):
     share: float = 0.2
     warm: bool = True
 
+    @property
+    def needs_attention(self) -> bool:
+        return True
+
     def start(self, plan: GridPlan) -> ContextRun:
         return RollingRun(self, plan)
 

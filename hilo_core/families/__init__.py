@@ -7,13 +7,40 @@ from __future__ import annotations
 
 import torch
 
+from .aura import AuraFlow
 from .base import Family, UnsupportedModel
-from .flux import Flux
+from .cross_attention import Kandinsky5, Wan
+from .flux import Chroma, Flux
+from .hunyuan import Hunyuan
+from .ideogram4 import Ideogram4
 from .lumina import Lumina
-from .qwen_image import QwenImage
+from .omnigen2 import Boogu, OmniGen2
+from .qwen_image import Lens, MageFlow, QwenImage
+from .rotations import Cosmos, JoyImage
 from .sd3 import SD3
+from .single_sequence import Ernie, HiDream, Krea2
 
-FAMILIES: tuple[Family, ...] = (Flux(), SD3(), QwenImage(), Lumina())
+FAMILIES: tuple[Family, ...] = (
+    Flux(),
+    Chroma(),
+    SD3(),
+    QwenImage(),
+    Lumina(),
+    AuraFlow(),
+    HiDream(),
+    Wan(),
+    Hunyuan(),
+    OmniGen2(),
+    Krea2(),
+    Ernie(),
+    Lens(),
+    MageFlow(),
+    Ideogram4(),
+    Boogu(),
+    Kandinsky5(),
+    Cosmos(),
+    JoyImage(),
+)
 
 
 def find_family(model: torch.nn.Module) -> Family:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ class Sequence:
         calls: attention calls since the forward began.
         asked: how often the model asked for positions; a step cache may skip a whole forward.
         placed: the canvas got its positions.
+        joined: an attention call over the whole joint sequence was seen, for families that need to know.
     """
 
     canvas: Canvas
@@ -39,6 +41,7 @@ class Sequence:
     calls: int = 0
     asked: int = 0
     placed: bool = False
+    joined: bool = False
 
 
 class Family:
@@ -47,10 +50,12 @@ class Family:
     Attributes:
         name: as people call it.
         classes: full ``module.Class`` names that belong to it.
+        attends: its attention calls can be overridden; without that, what is left out cannot be shown or weighed.
     """
 
     name: str = ""
     classes: tuple[str, ...] = ()
+    attends: bool = True
 
     def check(self, model: torch.nn.Module) -> None:
         """Raise ``UnsupportedModel`` for a variant of the class that cannot run on a canvas."""
@@ -150,8 +155,17 @@ def _spacing(coordinate: torch.Tensor, canvas: Canvas, axis: int) -> torch.Tenso
     return coordinate[canvas.cols if axis == 0 else 1] - coordinate[0]
 
 
+def corner(side: int) -> int:
+    """Where an axis of ``side`` tokens is counted from: its first token."""
+    return 0
+
+
 def place_canvas(
-    ids: torch.Tensor, sequence: Sequence, axes: tuple[int, int] = (1, 2), last: bool = False, centred: bool = False
+    ids: torch.Tensor,
+    sequence: Sequence,
+    axes: tuple[int, int] = (1, 2),
+    last: bool = False,
+    zero: Callable[[int], int] = corner,
 ) -> torch.Tensor:
     """Give the canvas tokens in a sequence of position ids their true positions.
 
@@ -159,7 +173,7 @@ def place_canvas(
         ids: ``(B, L, A)`` ids that the model built for the canvas, any dtype.
         axes: which axes are row and column.
         last: see ``find_canvas``.
-        centred: the model counts from the middle of the picture, at ``-(side // 2)``, instead of from its corner.
+        zero: which token of an axis has position 0, by the axis's length.
 
     Returns:
         ``(B, L, A)`` float32: bf16 ids are exact only to 256, and centres of low tokens are fractions.
@@ -181,10 +195,44 @@ def place_canvas(
         # rope_options (scale, shift) and LongCat's own shift are in the ids already: keep their origin and spacing.
         spacing = _spacing(window[0, :, name], canvas, axis)
         origin = window[:, :1, name].clone()
-        if centred:
-            origin = origin + (side // 2 - true_side // 2) * spacing
+        origin = origin + (zero(side) - zero(true_side)) * spacing
         window[:, :, name] = origin + position[:, axis] * spacing
     return placed
 
 
-__all__ = ["Family", "PositionProxy", "Sequence", "UnsupportedModel", "find_canvas", "place_canvas", "replaced"]
+class Rotary(Family):
+    """A family whose rotary embedder is handed the position ids of its whole sequence, text included.
+
+    Attributes:
+        embedder: the model's attribute that holds it.
+        axes: which axes of the ids are row and column.
+        last: see ``find_canvas``.
+    """
+
+    embedder: str = "pe_embedder"
+    axes: tuple[int, int] = (1, 2)
+    last: bool = False
+
+    def zero(self, side: int) -> int:
+        """Which token of an axis of ``side`` tokens has position 0."""
+        return corner(side)
+
+    def rewrite(self, ids: torch.Tensor, sequence: Sequence) -> torch.Tensor:
+        """The ids with the canvas at its true positions, see ``place_canvas``."""
+        return place_canvas(ids, sequence, self.axes, self.last, self.zero)
+
+    def positions(self, model: torch.nn.Module, sequence: Sequence) -> AbstractContextManager[None]:
+        proxy = PositionProxy(getattr(model, self.embedder), partial(self.rewrite, sequence=sequence))
+        return replaced(model, self.embedder, proxy)
+
+
+__all__ = [
+    "Family",
+    "PositionProxy",
+    "Rotary",
+    "Sequence",
+    "UnsupportedModel",
+    "find_canvas",
+    "place_canvas",
+    "replaced",
+]

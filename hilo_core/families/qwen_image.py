@@ -1,28 +1,58 @@
-"""Qwen-Image (comfy/ldm/qwen_image/model.py)."""
+"""Qwen-Image (comfy/ldm/qwen_image/model.py), and two that share its way to count from the middle of the picture:
+Mage-Flow (comfy/ldm/mage_flow/model.py) and Lens (comfy/ldm/lens/model.py)."""
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
-
 import torch
 
-from .base import Family, PositionProxy, Sequence, place_canvas, replaced
+from .base import Rotary, Sequence
 
 
-class QwenImage(Family):
+class QwenImage(Rotary):
     """Text, then picture, then references. Rows and columns count from the middle of the picture, and the text begins
     where the longer half of the picture ends, so a smaller picture moves both."""
 
     name = "Qwen-Image"
     classes = ("comfy.ldm.qwen_image.model.QwenImageTransformer2DModel",)
 
-    def positions(self, model: torch.nn.Module, sequence: Sequence) -> AbstractContextManager[None]:
-        def rewrite(ids: torch.Tensor) -> torch.Tensor:
-            placed = place_canvas(ids, sequence, centred=True)
-            if placed is not ids:
-                canvas = sequence.canvas
-                true_start = max(canvas.grid_rows // 2, canvas.grid_cols // 2)
-                placed[:, : sequence.start] += true_start - max(canvas.rows // 2, canvas.cols // 2)
-            return placed
+    def zero(self, side: int) -> int:
+        return side // 2
 
-        return replaced(model, "pe_embedder", PositionProxy(model.pe_embedder, rewrite))
+    def text(self, sequence: Sequence) -> slice:
+        """Where the text lies in the sequence."""
+        return slice(0, sequence.start)
+
+    def rewrite(self, ids: torch.Tensor, sequence: Sequence) -> torch.Tensor:
+        placed = super().rewrite(ids, sequence)
+        if placed is not ids:
+            canvas = sequence.canvas
+            true_start = max(canvas.grid_rows // 2, canvas.grid_cols // 2)
+            placed[:, self.text(sequence)] += true_start - max(canvas.rows // 2, canvas.cols // 2)
+        return placed
+
+
+class Lens(QwenImage):
+    """The picture comes first. Of an odd side the larger half lies before the middle; a token is one latent cell."""
+
+    name = "Lens"
+    classes = ("comfy.ldm.lens.model.LensTransformer2DModel",)
+    embedder = "pos_embed"
+
+    def patch_size(self, model: torch.nn.Module) -> int:
+        return 1
+
+    def zero(self, side: int) -> int:
+        return side - side // 2
+
+    def text(self, sequence: Sequence) -> slice:
+        return slice(sequence.start + sequence.canvas.tokens, None)
+
+
+class MageFlow(Rotary):
+    """As Lens counts, but the text comes first and has no positions."""
+
+    name = "Mage-Flow"
+    classes = ("comfy.ldm.mage_flow.model.MageFlowTransformer2DModel",)
+
+    def zero(self, side: int) -> int:
+        return side - side // 2

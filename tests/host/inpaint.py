@@ -96,7 +96,7 @@ class Job:
         """``(h, w)`` bool, the latent's cells that belong to the tokens of the edit region."""
         on_grid = self.on_grid()
         tokens = on_grid.edit.view(on_grid.grid.rows, on_grid.grid.cols)
-        cells = tokens.repeat_interleave(2, 0).repeat_interleave(2, 1)
+        cells = tokens.repeat_interleave(self.model.patch, 0).repeat_interleave(self.model.patch, 1)
         return cells[: self.latent.shape[-2], : self.latent.shape[-1]]
 
     def error_outside(self, result: torch.Tensor) -> float:
@@ -116,9 +116,14 @@ def snapshot(patcher: Any) -> dict[str, Any]:
     Take it after a first run, because the host marks a module's layers when it loads them.
     """
     module = patcher.model.diffusion_model
+    logged = {"affline_scale_log_info", "affline_emb", "crossattn_emb"}  # Cosmos keeps those of its last forward
     weights = {name: value.clone() for name, value in module.state_dict().items()}
     places = {
-        name: {key: id(value) for key, value in [*vars(one).items(), *one._modules.items(), *one._parameters.items()]}
+        name: {
+            key: id(value)
+            for key, value in [*vars(one).items(), *one._modules.items(), *one._parameters.items()]
+            if key not in logged
+        }
         for name, one in module.named_modules()
     }
     lists = ("wrappers", "callbacks", "object_patches", "patches")

@@ -119,12 +119,15 @@ def unet() -> Any:
     return comfy.model_patcher.ModelPatcher(model, load_device=tiny.CPU, offload_device=tiny.CPU)
 
 
-def flux2() -> Any:
-    """A Flux with Flux.2's four position axes."""
-    return tiny.build("flux_dev", axes_dim=[32, 32, 32, 32]).patcher
+def replaced_flux() -> Any:
+    """A Flux whose class another pack has derived from the host's."""
+    patcher = tiny.build("flux_dev").patcher
+    module = patcher.model.diffusion_model
+    module.__class__ = type("TheirFlux", (type(module),), {"__module__": "their_pack"})
+    return patcher
 
 
-@pytest.mark.parametrize(("build", "name"), [(unet, "a UNetModel"), (flux2, r"a Flux\.2")])
+@pytest.mark.parametrize(("build", "name"), [(unet, "a UNetModel"), (replaced_flux, "a TheirFlux")])
 def test_models_that_are_not_known(build: Any, name: str, pack: ModuleType, caplog: pytest.LogCaptureFixture) -> None:
     job, patcher = Job(pack, "flux_dev"), build()
     before = snapshot(patcher)
@@ -134,7 +137,7 @@ def test_models_that_are_not_known(build: Any, name: str, pack: ModuleType, capl
     ) as error:
         job.patched(patcher)
     if build is unet:
-        for family in ("Flux.1", "SD3 / SD3.5", "Qwen-Image", "Lumina 2 / Z-Image"):
+        for family in ("Flux.1 / Flux.2", "SD3 / SD3.5", "Qwen-Image", "Lumina 2 / Z-Image"):
             assert family in str(error.value)
     with caplog.at_level(logging.WARNING, logger="hilo_token"):
         passed_on = job.patched(patcher, on_unsupported="dense")

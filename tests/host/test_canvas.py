@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
+
 from host import tiny
 
 HEIGHT, WIDTH = 208, 144  # 13 x 9 tokens: odd both ways, so rows and columns cannot be mistaken for one another
@@ -56,6 +57,8 @@ def on_shuffled_canvas(model: tiny.TinyModel, pack: ModuleType, override_positio
 @pytest.mark.parametrize("name", tiny.families())
 @pytest.mark.parametrize("width", [WIDTH, WIDTH + 8], ids=["whole tokens", "half a token over"])
 def test_all_tokens_shuffled_equal_the_untouched_model(name: str, width: int, pack: ModuleType) -> None:
+    if width % 16 and not (tiny.SPECS[name].pads and tiny.SPECS[name].patch > 1):
+        pytest.skip("the host's own model takes whole tokens only")
     model = tiny.build(name)
     latent = model.latent(HEIGHT, width, batch=2)
     conditioning = model.make_conditioning()

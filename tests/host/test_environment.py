@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 import torch
@@ -28,17 +29,25 @@ def run(model: tiny.TinyModel, **options: object) -> torch.Tensor:
     latent = model.latent(HEIGHT, WIDTH)
     mask = torch.zeros(1, 1, HEIGHT, WIDTH)
     mask[..., : HEIGHT // 2, : WIDTH // 2] = 1
-    positive, negative = (model.make_conditioning(tokens=TEXT, seed=seed) for seed in (1, 2))
-    if model.name == "flux_fill":
-        positive, negative = (tiny.inpaint_conditioning(cond, latent, mask) for cond in (positive, negative))
+    positive, negative = (conditioning(model, seed) for seed in (1, 2))
     return tiny.sample(model.patcher, positive, negative, latent, mask, **{"steps": 2, **options})  # type: ignore[arg-type]
 
 
+def conditioning(model: tiny.TinyModel, seed: int) -> tiny.Conditioning:
+    """Text, and for Fill an empty picture that is masked all over."""
+    cond = model.make_conditioning(tokens=TEXT, seed=seed)
+    if model.name == "flux_fill":
+        empty = torch.zeros_like(model.latent(HEIGHT, WIDTH))
+        return tiny.inpaint_conditioning(cond, empty, torch.ones(1, 1, HEIGHT, WIDTH))
+    return cond
+
+
 def shuffle(latent: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
-    """`latent` (..., H, W) with its 2 x 2 patches in another order."""
+    """`latent` (..., H, W) with its tokens in another order."""
     *lead, height, width = latent.shape
-    flat = latent.reshape(-1, height // 2, 2, width // 2, 2).transpose(2, 3).flatten(1, 2)[:, order]
-    return flat.unflatten(1, (height // 2, width // 2)).transpose(2, 3).reshape(*lead, height, width)
+    rows, cols = HEIGHT // 16, WIDTH // 16
+    flat = latent.reshape(-1, rows, height // rows, cols, width // cols).transpose(2, 3).flatten(1, 2)[:, order]
+    return flat.unflatten(1, (rows, cols)).transpose(2, 3).reshape(*lead, height, width)
 
 
 def test_the_host_is_the_one_imported(host: Host) -> None:
@@ -61,8 +70,8 @@ def test_sampling_is_finite_and_repeatable(model: tiny.TinyModel, cfg: float) ->
 
 def test_the_mask_pins_the_rest(model: tiny.TinyModel) -> None:
     source, result = model.latent(HEIGHT, WIDTH), run(model)
-    outside = torch.ones(HEIGHT // 8, WIDTH // 8, dtype=torch.bool)
-    outside[: HEIGHT // 16, : WIDTH // 16] = False
+    outside = torch.ones(HEIGHT // model.cell, WIDTH // model.cell, dtype=torch.bool)
+    outside[: HEIGHT // model.cell // 2, : WIDTH // model.cell // 2] = False
     assert (result - source)[..., outside].abs().max() < 1e-4
     assert (result - source)[..., ~outside].abs().max() > 0.1
 
@@ -72,9 +81,7 @@ def test_the_output_depends_on_positions(model: tiny.TinyModel) -> None:
     order = torch.randperm(TOKENS, generator=torch.Generator().manual_seed(3))
     latent = model.latent(HEIGHT, WIDTH)
     noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(4))
-    positive = model.make_conditioning(tokens=TEXT)
-    if model.name == "flux_fill":
-        positive = tiny.inpaint_conditioning(positive, torch.zeros_like(latent), torch.ones(1, 1, HEIGHT, WIDTH))
+    positive = conditioning(model, 1)
     straight = tiny.denoise(model.patcher, positive, latent, 0.7, noise=noise)
     shuffled = tiny.denoise(model.patcher, positive, shuffle(latent, order), 0.7, noise=shuffle(noise, order))
     change = (shuffled - shuffle(straight, order)).square().mean().sqrt()
@@ -86,12 +93,21 @@ def test_the_output_depends_on_positions(model: tiny.TinyModel) -> None:
 def test_attention_is_counted(model: tiny.TinyModel) -> None:
     with count_attention_tokens() as calls:
         run(model)
-    longest = max(queries for queries, _ in calls)
-    references = 36 if tiny.SPECS[model.name].references else 0
-    if model.name == "z_image":  # pads picture and text to multiples of 32
-        assert longest == 64 + 32
-    else:
-        assert longest == TOKENS + TEXT + references
+    tokens = 64 if model.name == "z_image" else TOKENS  # pads to multiples of 32
+    assert max(queries for queries, _ in calls) == tokens + tiny.joint_extra(model.name, TEXT)
+
+
+def test_attention_that_can_be_overridden(model: tiny.TinyModel) -> None:
+    calls = []
+
+    def override(function: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        calls.append(args[0].shape)
+        return function(*args, **kwargs)
+
+    patcher = model.patcher.clone()
+    patcher.model_options["transformer_options"]["optimized_attention_override"] = override
+    tiny.denoise(patcher, conditioning(model, 1), model.latent(HEIGHT, WIDTH), 0.7)
+    assert bool(calls) == tiny.SPECS[model.name].attends
 
 
 def test_vaes_encode_and_decode(host: Host) -> None:

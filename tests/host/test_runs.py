@@ -16,26 +16,21 @@ from host.inpaint import TEXT, TOKENS, Job, assert_untouched, node, snapshot, ta
 STEPS = 2
 
 
-def expected_lengths(name: str, tokens: int) -> Counter[tuple[int, int]]:
-    """Attention calls of a run in which every call of the model computes `tokens` tokens of the picture."""
-    text = 32 if name == "z_image" else TEXT  # Z-Image pads its text to 32
-    references = 36 if tiny.SPECS[name].references else 0
-    joint = (tokens + text + references,) * 2
-    layers = {"flux": {joint: 3}, "lumina2": {joint: 2}, "qwen_image": {joint: 2}}
-    family = tiny.SPECS[name].unet.get("image_model", "sd3")
-    calls = Counter(layers.get(family, {joint: 2}))
-    if family == "lumina2":  # caption and picture are refined apart, before they meet
-        calls += Counter({(text, text): 1, (tokens, tokens): 1})
-    if name == "sd35_medium":
-        calls += Counter({(tokens, tokens): 1})
-    return Counter({lengths: count * STEPS for lengths, count in calls.items()})
+def with_tokens(dense: Counter[tuple[int, int]], tokens: int) -> Counter[tuple[int, int]]:
+    """The attention calls of a dense run, were the picture `tokens` tokens: all else in them stays."""
+    calls: Counter[tuple[int, int]] = Counter()
+    for (queries, keys), count in dense.items():
+        calls[tuple(side - TOKENS + tokens if side >= TOKENS else side for side in (queries, keys))] += count
+    return calls
 
 
 @pytest.mark.parametrize("context", ["none", "low"])
 @pytest.mark.parametrize("name", tiny.families())
 def test_a_run(name: str, context: str, pack: ModuleType) -> None:
     job = Job(pack, name)
-    dense = job.dense()
+    with count_attention_tokens() as dense_calls:
+        dense = job.dense()
+    assert max(dense_calls)[0] == TOKENS + tiny.joint_extra(name, TEXT)
     before = snapshot(job.model.patcher)
     patched = job.patched(context=context)
     with count_attention_tokens() as calls:
@@ -43,7 +38,7 @@ def test_a_run(name: str, context: str, pack: ModuleType) -> None:
 
     on_grid = job.on_grid(context == "low")
     assert on_grid.tokens < TOKENS and (on_grid.low is not None) == (context == "low")
-    assert calls == expected_lengths(name, on_grid.tokens), "the model computes what the plan says"
+    assert calls == with_tokens(dense_calls, on_grid.tokens), "the model computes what the plan says"
     assert result.isfinite().all()
     assert job.error_outside(result) <= 1e-6
     assert job.change_inside(result, job.latent) > 0.05, "the edit region is repainted"
@@ -53,11 +48,11 @@ def test_a_run(name: str, context: str, pack: ModuleType) -> None:
     assert_untouched(job.model.patcher, before)
     with count_attention_tokens() as calls:
         assert torch.equal(job.dense(), dense), "bypassing the node is vanilla"
-    assert calls == expected_lengths(name, TOKENS)
+    assert calls == dense_calls
 
 
 @pytest.mark.parametrize("context", ["low", "rolling"])
-@pytest.mark.parametrize("name", tiny.families())
+@pytest.mark.parametrize("name", tiny.families(attends=True))
 def test_an_exception_in_the_model_leaves_nothing_behind(
     name: str, context: str, pack: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -152,7 +147,7 @@ def test_a_full_mask_runs_dense(pack: ModuleType) -> None:
     job = Job(pack, "flux_fill", box=(0, 256, 0, 192))
     with count_attention_tokens() as calls:
         result = job.hilo()
-    assert calls == expected_lengths("flux_fill", TOKENS)
+    assert calls == {(TOKENS + TEXT,) * 2: 3 * STEPS}
     assert torch.equal(result, job.dense())
 
 
@@ -164,7 +159,7 @@ def test_the_low_picture_can_be_encoded(name: str, pack: ModuleType) -> None:
     assert job.change_inside(encoded, averaged) > 1e-3
 
 
-@pytest.mark.parametrize("name", tiny.families())
+@pytest.mark.parametrize("name", tiny.families(attends=True))
 def test_proportional_attention_and_context_change_the_result(name: str, pack: ModuleType) -> None:
     job = Job(pack, name)
     low, one_voice, none = (job.hilo(w) for w in ({}, {"proportional": False}, {"context": "none"}))

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import comfy.ldm.flux.model
+import comfy.ldm.hunyuan_video.model
 import comfy.ldm.lumina.model
 import comfy.ldm.models.autoencoder
 import comfy.model_patcher
@@ -27,89 +28,44 @@ import comfy.taesd.taesd
 import safetensors.torch
 import torch
 
+from .specs import SPECS, Spec
+
 Conditioning = list[list[Any]]
 CPU = torch.device("cpu")
-_QUERY_OR_KEY_NORM = re.compile(r"(query|key|q|k)_norm|ln_[qk]|norm(_added)?_[qk]")
+_QUERY_OR_KEY_NORM = re.compile(r"(query|key|q|k)_(rms_)?norm|[qk]norm|ln_[qk]|norm(_added)?_[qk]")
 
 
-@dataclass(frozen=True)
-class Spec:
-    """How to build one family small: its config class, its transformer's sizes and its text's."""
-
-    config: str
-    unet: dict[str, Any]
-    text_width: int
-    pooled_width: int | None = None
-    latent_ndim: int = 4
-    references: bool = False
-
-
-_FLUX = dict(
-    image_model="flux", in_channels=16, out_channels=16, vec_in_dim=32, context_in_dim=48, hidden_size=256,
-    mlp_ratio=4.0, num_heads=2, depth=1, depth_single_blocks=2, axes_dim=[16, 56, 56], theta=10000, patch_size=2,
-    qkv_bias=True, guidance_embed=True, txt_ids_dims=[],
-)  # fmt: skip
-_SD3 = dict(
-    in_channels=16, out_channels=16, patch_size=2, depth=2, input_size=None, adm_in_channels=32, num_patches=48 * 48,
-    context_embedder_config={"target": "torch.nn.Linear", "params": {"in_features": 48, "out_features": 128}},
-    pos_embed_max_size=48, pos_embed_scaling_factor=None, qk_norm="rms", x_block_self_attn_layers=[],
-)  # fmt: skip
-_LUMINA = dict(
-    image_model="lumina2", patch_size=2, in_channels=16, dim=192, cap_feat_dim=48, n_layers=2, n_refiner_layers=1,
-    qk_norm=True, n_heads=2, n_kv_heads=1, axes_dims=[32, 32, 32], axes_lens=[300, 512, 512], rope_theta=10000.0,
-    ffn_dim_multiplier=4.0,
-)  # fmt: skip
-_Z_IMAGE = _LUMINA | dict(
-    dim=256, n_kv_heads=2, axes_dims=[32, 48, 48], axes_lens=[1536, 512, 512], rope_theta=256.0,
-    ffn_dim_multiplier=8.0 / 3.0, z_image_modulation=True, time_scale=1000.0, pad_tokens_multiple=32,
-)  # fmt: skip
-_QWEN = dict(
-    image_model="qwen_image", in_channels=64, out_channels=16, num_layers=2, attention_head_dim=128,
-    num_attention_heads=2, joint_attention_dim=48,
-)  # fmt: skip
-
-SPECS: dict[str, Spec] = {
-    "flux_dev": Spec("Flux", _FLUX, 48, 32),
-    "flux_schnell": Spec("FluxSchnell", _FLUX | {"guidance_embed": False}, 48, 32),
-    "flux_fill": Spec("FluxInpaint", _FLUX | {"in_channels": 96}, 48, 32),
-    "flux_kontext": Spec("Flux", _FLUX, 48, 32, references=True),
-    "sd3": Spec("SD3", _SD3, 48, 32),
-    "sd35_medium": Spec("SD3", _SD3 | {"x_block_self_attn_layers": [0]}, 48, 32),
-    "qwen_image": Spec("QwenImage", _QWEN, 48, latent_ndim=5),
-    "qwen_image_edit": Spec("QwenImage", _QWEN, 48, latent_ndim=5, references=True),
-    "lumina2": Spec("Lumina2", _LUMINA, 48),
-    "z_image": Spec("ZImage", _Z_IMAGE, 48),
-}
-
-
-def families() -> list[str]:
-    """The names in `SPECS` that the imported host has."""
-    return [name for name, spec in SPECS.items() if hasattr(comfy.supported_models, spec.config)]
+def families(attends: bool = False) -> list[str]:
+    """The names in `SPECS` that the imported host has; with `attends`, only those that can use every context."""
+    present = [name for name, spec in SPECS.items() if hasattr(comfy.supported_models, spec.config)]
+    return [name for name in present if SPECS[name].attends or not attends]
 
 
 @dataclass(frozen=True)
 class TinyModel:
     """A tiny model as a loader node would hand it over, and how to feed it.
 
-    `token_px` is the edge of one token in picture pixels. `latent_ndim` is 5 where the family's latents have a time
-    axis. `make_conditioning(batch, tokens, seed)` gives a random CONDITIONING of the right widths.
+    A token covers 16 x 16 pixels: `patch` x `patch` latent cells of `cell` pixels a side. `latent_ndim` is 5 where the
+    family's latents have a time axis. `make_conditioning(batch, tokens, seed)` gives a random CONDITIONING of the right
+    widths.
     """
 
     name: str
     patcher: Any
     latent_channels: int
     latent_ndim: int
-    token_px: int
+    cell: int
+    patch: int
     make_conditioning: Callable[..., Conditioning]
 
     def latent(self, height: int, width: int, batch: int = 1, seed: int = 0) -> torch.Tensor:
-        """A random latent of a picture of `height` x `width` pixels (multiples of 8), as a VAE would give it.
+        """A random latent of a picture of `height` x `width` pixels, as a VAE would give it.
 
-        Shape (batch, channels, height / 8, width / 8), with a time axis of 1 after the channels where the family has
-        one. Smooth and of the scale of real latents before ComfyUI's `process_latent_in`.
+        Shape (batch, channels, height / cell, width / cell), with a time axis of 1 after the channels where the family
+        has one. Smooth and of the scale of real latents before ComfyUI's `process_latent_in`.
         """
         coarse = _normal((batch, self.latent_channels, height // 16 + 1, width // 16 + 1), seed)
-        fine = torch.nn.functional.interpolate(coarse, (height // 8, width // 8), mode="bilinear")
+        fine = torch.nn.functional.interpolate(coarse, (height // self.cell, width // self.cell), mode="bilinear")
         # Only here the formats differ by shape: those with a time axis keep their statistics five-dimensional.
         shaped = fine.unsqueeze(2) if self.latent_ndim == 5 else fine
         return self.patcher.model.latent_format.process_out(shaped).contiguous()
@@ -144,6 +100,8 @@ def randomise(module: torch.nn.Module, seed: int, gain: float = 1.0) -> None:
         noise = torch.randn(tensor.shape, generator=generator)
         if name == "pos_embed":
             value = _sincos_table(tensor.shape[1], tensor.shape[2])
+        elif name == "positional_encoding":
+            value = noise
         elif tensor.ndim >= 2 and name.endswith("weight"):
             value = noise * gain / math.sqrt(tensor[0].numel())
         elif name.endswith(("weight", "scale")):
@@ -155,7 +113,12 @@ def randomise(module: torch.nn.Module, seed: int, gain: float = 1.0) -> None:
 
 def _known(unet: dict[str, Any]) -> dict[str, Any]:
     """`unet` without the keys that an older host's transformer does not take."""
-    takers = {"flux": comfy.ldm.flux.model.FluxParams, "lumina2": comfy.ldm.lumina.model.NextDiT}
+    takers = {
+        "flux": comfy.ldm.flux.model.FluxParams,
+        "flux2": comfy.ldm.flux.model.FluxParams,
+        "hunyuan_video": comfy.ldm.hunyuan_video.model.HunyuanVideoParams,
+        "lumina2": comfy.ldm.lumina.model.NextDiT,
+    }
     taker = takers.get(unet.get("image_model", ""))
     known = inspect.signature(taker).parameters if taker else unet
     return {key: value for key, value in unet.items() if key in known or key == "image_model"}
@@ -173,7 +136,9 @@ def build(name: str, seed: int = 0, **sizes: Any) -> TinyModel:
     config_class = getattr(comfy.supported_models, spec.config, None)
     if config_class is None:
         raise LookupError(f"This ComfyUI has no {spec.config}, so {name} cannot be built.")
-    config = config_class(_known(spec.unet | sizes))
+    sizes = _known(spec.unet | sizes)
+    config = config_class(dict(sizes))
+    config.unet_config.update(sizes)  # some classes fix a few of them
     config.set_inference_dtype(torch.float32, None)
     model = config.get_model({}, device=CPU)
     randomise(model.diffusion_model, seed)
@@ -181,9 +146,10 @@ def build(name: str, seed: int = 0, **sizes: Any) -> TinyModel:
     return TinyModel(
         name=name,
         patcher=patcher,
-        latent_channels=config.latent_format.latent_channels,
+        latent_channels=latent_channels(spec),
         latent_ndim=spec.latent_ndim,
-        token_px=16,
+        cell=spec.cell,
+        patch=spec.patch,
         make_conditioning=lambda **kwargs: conditioning(name, **kwargs),
     )
 
@@ -202,16 +168,31 @@ def conditioning(name: str, batch: int = 1, tokens: int = 24, seed: int = 1) -> 
     own text encoder and nodes would give one. Fill's picture and mask are added by `inpaint_conditioning`.
     """
     spec = SPECS[name]
-    extra: dict[str, Any] = {}
+    extra: dict[str, Any] = dict(spec.extra)
     if spec.pooled_width:
         extra["pooled_output"] = _normal((batch, spec.pooled_width), seed + 1)
     if spec.unet.get("guidance_embed"):
         extra["guidance"] = 3.5
-    if spec.unet.get("image_model") == "lumina2":
+    if spec.mask:
         extra["attention_mask"] = torch.ones(batch, tokens, dtype=torch.long)
+    if spec.llama_layers:
+        extra["conditioning_llama3"] = _normal((batch, spec.llama_layers, tokens, spec.text_width), seed + 3)
     if spec.references:
-        extra["reference_latents"] = [_normal((1, 16, *(1,) * (spec.latent_ndim - 4), 12, 12), seed + 2)]
+        side = 96 // spec.cell
+        shape = (1, latent_channels(spec), *(1,) * (spec.latent_ndim - 4), side, side)
+        extra["reference_latents"] = [_normal(shape, seed + 2)]
     return [[_normal((batch, tokens, spec.text_width), seed), extra]]
+
+
+def joint_extra(name: str, tokens: int) -> int:
+    """How many tokens attention sees together with the picture's, given `tokens` of text: text and references."""
+    spec = SPECS[name]
+    return (spec.joint_text(tokens) if spec.joint_text else 0) + (36 if spec.references else 0)
+
+
+def latent_channels(spec: Spec) -> int:
+    """Channels of the latents of a model."""
+    return getattr(comfy.supported_models, spec.config).latent_format.latent_channels
 
 
 def inpaint_conditioning(cond: Conditioning, latent: torch.Tensor, mask: torch.Tensor) -> Conditioning:

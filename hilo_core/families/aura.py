@@ -1,0 +1,31 @@
+"""AuraFlow (comfy/ldm/aura/mmdit.py)."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+
+import torch
+
+from .base import Family, Sequence, replaced
+from .sd3 import sample_table
+
+
+class AuraFlow(Family):
+    """Absolute positions from a learned table, cropped to the picture's centre and stretched for pictures larger than
+    it. Register tokens and text come first."""
+
+    name = "AuraFlow"
+    classes = ("comfy.ldm.aura.mmdit.MMDiT",)
+
+    def positions(self, model: torch.nn.Module, sequence: Sequence) -> AbstractContextManager[None]:
+        add_positions, canvas = model.apply_pos_embeds, sequence.canvas
+
+        def add_true_positions(x: torch.Tensor, h: int, w: int) -> torch.Tensor:
+            whole = x.new_zeros(1, canvas.grid_rows * canvas.grid_cols, x.shape[2])
+            patch = self.patch_size(model)
+            return x + sample_table(add_positions(whole, canvas.grid_rows * patch, canvas.grid_cols * patch), canvas)
+
+        return replaced(model, "apply_pos_embeds", add_true_positions)
+
+    def canvas_start(self, model: torch.nn.Module, sequence: Sequence, keys: int) -> int | None:
+        return keys - sequence.canvas.tokens
