@@ -63,9 +63,9 @@ def study(detail: float, factor: int) -> PlanSettings:
     return PlanSettings(detail=detail, threshold=0.0, low_factor=factor)
 
 
-def cached(context: str, factor: int = 0, **options: Any) -> dict[str, Any]:
+def cached(context: str, **options: Any) -> dict[str, Any]:
     """A row of the study whose context keeps keys and values of what is left out."""
-    return dict(settings=study(0, factor), context=context, options=options, exact=True)
+    return dict(settings=study(0, 0), context=context, options=options, exact=True)
 
 
 BALANCED = "hilo_balanced"
@@ -103,7 +103,7 @@ ROWS: dict[str, Row] = {
     "pooled_4": Row("edit + K/V pooled 2x2, every 4 steps", **cached("pooled cache", refresh=4)),
     "rolling_10": Row("edit + rolling 10 %", **cached("rolling", share=0.1)),
     "rolling_20": Row("edit + rolling 20 %", **cached("rolling", share=0.2)),
-    "rolling_20_cold": Row("edit + rolling 20 %, cold", **cached("rolling", 2, share=0.2, warm=False)),
+    "rolling_20_cold": Row("edit + rolling 20 %, cold", **cached("rolling", share=0.2, warm=False)),
     **{
         f"context_{name.replace(' ', '_')}": Row(f"HiLo balanced, context {name}", context=name, core=True, node=True)
         for name in CONTEXTS

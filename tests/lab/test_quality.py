@@ -288,7 +288,9 @@ def test_crops_hold_the_mask_and_the_budget(number: int, budget: int, group: str
 def test_a_whole_run(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names = ["telea", "edit_only", "high_low_log_n", "rolling_20"]
     options = ["--weights", str(weights), "--out", str(tmp_path), "--dtype", "float32", "--device", "cpu"]
-    code = quality.main([*options, "--size", "64", "--steps", "2", "--pictures", "2", "--rows", *names])
+    code = quality.main(
+        [*options, "--size", "64", "--steps", "2", "--pictures", "2", "--rows", *names, "--workers", "1"]
+    )
     assert code == 0
     content = json.loads((tmp_path / "quality.json").read_text())
     assert {row["row"] for row in content["rows"]} == {"dense", *names}
@@ -303,6 +305,20 @@ def test_a_whole_run(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     for plot in ("quality_frontier.png", "quality_kinds.png"):
         assert cv2.imread(str(tmp_path / plot)).shape[0] > 100
     assert "edit region only" in capsys.readouterr().out
+
+
+def test_two_workers_measure_what_one_does(weights: Path, tmp_path: Path) -> None:
+    options = ["--weights", str(weights), "--dtype", "float32", "--device", "cpu", "--size", "64", "--steps", "1"]
+    found = []
+    for workers in ("1", "2"):
+        out = tmp_path / workers
+        code = quality.main(
+            [*options, "--pictures", "1", "--rows", "edit_only", "--out", str(out), "--workers", workers]
+        )
+        assert code == 0
+        pictures = json.loads((out / "quality.json").read_text())["pictures"]
+        found.append([(entry["row"], entry["case"], entry["psnr_mask"], entry["flops"]) for entry in pictures])
+    assert found[0] == found[1]
 
 
 def test_summary_is_the_mean_of_its_pictures() -> None:
@@ -351,7 +367,7 @@ def test_bad_options_are_one_sentence(options: list[str], message: str, capsys: 
 
 
 def test_missing_weights_say_how_to_get_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert quality.main(["--weights", str(tmp_path), "--device", "cpu"]) == 2
+    assert quality.main(["--weights", str(tmp_path), "--device", "cpu", "--workers", "1"]) == 2
     assert "lab.train" in capsys.readouterr().out
 
 
