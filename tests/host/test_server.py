@@ -71,6 +71,9 @@ def test_failures_are_reported(server: Server) -> None:
         server.queue({"1": node("NoSuchNode")})
     with pytest.raises(ServerError, match="refused"):
         server.queue({"1": node("LoadImage", image="missing.png"), "2": node("PreviewImage", images=["1", 0])})
+    good = {"3": node("EmptyImage", width=8, height=8), "4": node("PreviewImage", images=["3", 0])}
+    with pytest.raises(ServerError, match="refused"):
+        server.queue({"1": node("LoadImage", image="missing.png"), "2": node("PreviewImage", images=["1", 0]), **good})
 
 
 def test_a_server_that_cannot_start_says_why(tmp_path: Path) -> None:
