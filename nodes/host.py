@@ -27,6 +27,17 @@ WHOLE_PICTURE_PATCHES = ("double_block", "noise_refiner", "post_input")
 # Step caches that may answer in the model's place: a call that fills the context's cache must compute.
 STEP_CACHES = ("easycache",)
 
+# Conditionings whose tokens are placed, or joined to the picture's, by the size of the whole picture: HiDream-E1,
+# HunyuanVideo, Wan Fun, Bernini, and frames of a video.
+WHOLE_PICTURE_INPUTS = (
+    "image_cond",
+    "ref_latent",
+    "reference_latent",
+    "context_latents",
+    "time_dim_concat",
+    "time_dim_replace",
+)
+
 log = logging.getLogger("hilo_token")
 
 
@@ -232,6 +243,9 @@ def _why_dense(
         and mask.shape[-1] >= count
     ):
         return "a conditioning brings an attention mask over all tokens"
+    for name in WHOLE_PICTURE_INPUTS:
+        if kwargs.get(name) is not None:
+            return f"a conditioning ({name}) is tied to the size of the whole picture"
     if kwargs.get("ref_latents_method") == "uxo":
         return "reference latents are placed relative to the picture's size (uxo)"
     return None

@@ -15,6 +15,7 @@ from .hunyuan import Hunyuan
 from .ideogram4 import Ideogram4
 from .lumina import Lumina
 from .omnigen2 import Boogu, OmniGen2
+from .pixart import PixArt
 from .qwen_image import Lens, MageFlow, QwenImage
 from .rotations import Cosmos, JoyImage
 from .sd3 import SD3
@@ -40,6 +41,7 @@ FAMILIES: tuple[Family, ...] = (
     Kandinsky5(),
     Cosmos(),
     JoyImage(),
+    PixArt(),
 )
 
 

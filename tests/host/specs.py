@@ -19,7 +19,7 @@ class Spec:
     Attributes:
         config: its class in `comfy.supported_models`.
         unet: its transformer's sizes.
-        text_width, pooled_width: of its text encoder's output.
+        text_width, pooled_width: of its text encoder's output; older hosts ask every Flux for a pooled vector.
         latent_ndim: 5 where latents have a time axis.
         references: also give it a reference latent.
         cell: pixels a latent cell side. The transformer does not know its autoencoder, so all models are fed such that
@@ -30,7 +30,6 @@ class Spec:
         llama_layers: HiDream's second text encoder, by layer.
         extra: what other nodes put into the conditioning.
         attends: its attention calls can be overridden.
-        pads: the host's model takes pictures that are no whole multiple of a token.
     """
 
     config: str
@@ -45,7 +44,6 @@ class Spec:
     llama_layers: int = 0
     extra: dict[str, Any] = field(default_factory=dict)
     attends: bool = True
-    pads: bool = True
 
     @property
     def patch(self) -> int:
@@ -145,6 +143,11 @@ _COSMOS = dict(
     extra_h_extrapolation_ratio=1.0, extra_w_extrapolation_ratio=1.0, extra_t_extrapolation_ratio=1.0,
     rope_enable_fps_modulation=False,
 )  # fmt: skip
+# PixArt divides by its latent's side over 64, rounded: one of 32 cells is too small for the host itself.
+_PIXART = dict(
+    image_model="pixart_sigma", num_heads=2, patch_size=16, hidden_size=192, in_channels=4, depth=2,
+    caption_channels=48, micro_condition=False, input_size=None, pe_interpolation=1,
+)  # fmt: skip
 _JOY = dict(
     image_model="joyimage", in_channels=16, hidden_size=256, num_attention_heads=2, text_dim=48, num_layers=2,
     patch_size=[1, 2, 2],
@@ -155,9 +158,9 @@ SPECS: dict[str, Spec] = {
     "flux_schnell": Spec("FluxSchnell", _FLUX | {"guidance_embed": False}, 48, 32),
     "flux_fill": Spec("FluxInpaint", _FLUX | {"in_channels": 96}, 48, 32),
     "flux_kontext": Spec("Flux", _FLUX, 48, 32, references=True),
-    "flux2": Spec("Flux2", _FLUX2, 48, cell=16, joint_text=lambda tokens: 512),
-    "flux2_edit": Spec("Flux2", _FLUX2, 48, references=True, cell=16, joint_text=lambda tokens: 512),
-    "chroma": Spec("Chroma", _CHROMA, 48),
+    "flux2": Spec("Flux2", _FLUX2, 48, 32, cell=16, joint_text=lambda tokens: 512),
+    "flux2_edit": Spec("Flux2", _FLUX2, 48, 32, references=True, cell=16, joint_text=lambda tokens: 512),
+    "chroma": Spec("Chroma", _CHROMA, 48, 32),
     "sd3": Spec("SD3", _SD3, 48, 32),
     "sd35_medium": Spec("SD3", _SD3 | {"x_block_self_attn_layers": [0]}, 48, 32),
     "qwen_image": Spec("QwenImage", _QWEN, 48, latent_ndim=5),
@@ -168,7 +171,7 @@ SPECS: dict[str, Spec] = {
     "hidream_i1": Spec("HiDream", _HIDREAM, 48, 32, joint_text=lambda tokens: 3 * tokens, llama_layers=2),
     "wan21": Spec("WAN21_T2V", _WAN, 48, latent_ndim=5, joint_text=None),
     "wan22_5b": Spec("WAN22_T2V", _WAN | dict(in_dim=48, out_dim=48), 48, latent_ndim=5, joint_text=None),
-    "hunyuan_video": Spec("HunyuanVideo", _HUNYUAN, 48, 32, latent_ndim=5, pads=False),
+    "hunyuan_video": Spec("HunyuanVideo", _HUNYUAN, 48, 32, latent_ndim=5),
     "hunyuan_image": Spec(
         "HunyuanImage21",
         _HUNYUAN | dict(in_channels=64, out_channels=64, patch_size=[1, 1], axes_dim=[64, 64], vec_in_dim=None),
@@ -188,9 +191,18 @@ SPECS: dict[str, Spec] = {
     "ideogram4": Spec("Ideogram4", _IDEOGRAM, 48, cell=16),
     "boogu": Spec("Boogu", _BOOGU, 48, mask=True),
     "boogu_edit": Spec("Boogu", _BOOGU, 48, references=True, mask=True),
-    "kandinsky5_image": Spec("Kandinsky5Image", _KANDINSKY, 48, 32, joint_text=None, pads=False),
+    "kandinsky5_image": Spec("Kandinsky5Image", _KANDINSKY, 48, 32, joint_text=None),
     "cosmos_predict2": Spec("CosmosT2IPredict2", _COSMOS, 48, latent_ndim=5, joint_text=None),
     "anima": Spec("Anima", _COSMOS | dict(image_model="anima"), 48, latent_ndim=5, joint_text=None),
+    "pixart_sigma": Spec("PixArtSigma", _PIXART, 48, cell=1, joint_text=None, attends=False),
+    "pixart_alpha": Spec(
+        "PixArtAlpha",
+        _PIXART | dict(image_model="pixart_alpha", micro_condition=True, pe_interpolation=None),
+        48,
+        cell=1,
+        joint_text=None,
+        attends=False,
+    ),
     "joy_image": Spec("JoyImage", _JOY, 48, latent_ndim=5),
     "joy_image_edit": Spec("JoyImage", _JOY, 48, latent_ndim=5, references=True),
 }

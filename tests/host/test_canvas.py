@@ -57,15 +57,18 @@ def on_shuffled_canvas(model: tiny.TinyModel, pack: ModuleType, override_positio
 @pytest.mark.parametrize("name", tiny.families())
 @pytest.mark.parametrize("width", [WIDTH, WIDTH + 8], ids=["whole tokens", "half a token over"])
 def test_all_tokens_shuffled_equal_the_untouched_model(name: str, width: int, pack: ModuleType) -> None:
-    if width % 16 and not (tiny.SPECS[name].pads and tiny.SPECS[name].patch > 1):
-        pytest.skip("the host's own model takes whole tokens only")
     model = tiny.build(name)
     latent = model.latent(HEIGHT, width, batch=2)
     conditioning = model.make_conditioning()
     if name == "flux_fill":
         conditioning = tiny.inpaint_conditioning(conditioning, model.latent(HEIGHT, width, seed=9), half_mask(width))
 
-    untouched = tiny.denoise(model.patcher, conditioning, latent, SIGMA)
+    try:
+        untouched = tiny.denoise(model.patcher, conditioning, latent, SIGMA)
+    except (AssertionError, RuntimeError) as error:
+        if width == WIDTH:
+            raise
+        pytest.skip(f"the host's own model takes whole tokens only: {error}")
     shuffled = tiny.denoise(on_shuffled_canvas(model, pack, True), conditioning, latent, SIGMA)
     scale = untouched.abs().max()
     assert (shuffled - untouched).abs().max() <= 1e-5 * scale

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import comfy.ldm.chroma.model
 import comfy.ldm.flux.model
 import comfy.ldm.hunyuan_video.model
 import comfy.ldm.lumina.model
@@ -114,6 +115,7 @@ def randomise(module: torch.nn.Module, seed: int, gain: float = 1.0) -> None:
 def _known(unet: dict[str, Any]) -> dict[str, Any]:
     """`unet` without the keys that an older host's transformer does not take."""
     takers = {
+        "chroma": comfy.ldm.chroma.model.ChromaParams,
         "flux": comfy.ldm.flux.model.FluxParams,
         "flux2": comfy.ldm.flux.model.FluxParams,
         "hunyuan_video": comfy.ldm.hunyuan_video.model.HunyuanVideoParams,
