@@ -24,6 +24,8 @@ HEADER = [
 
 VERDICTS = {True: "PASS", False: "FAIL", None: "few"}
 
+UNFIT = "This model did not pass. Its verdicts below are measurements, not evidence that a method is safe."
+
 LEGEND = (
     "*tokens, FLOPs, time*: of the transformer, relative to dense. *PSNR, SSIM*: against the true picture, or against "
     "the dense result on the same noise; ring and outside before anything is pasted back. *seam ΔE*: colour step "
@@ -115,6 +117,8 @@ def entrance_table(entrance: list[dict[str, Any]]) -> str:
         f"every drawn kind and not lose on photographs, and keeping the edit region alone must cost {EDIT_ONLY_COST:g} "
         "dB on the drawn kinds.\n\n"
     )
+    if able < len(entrance):
+        head += f"**{UNFIT}**\n\n"
     rows = [
         [
             entry["kind"],

@@ -18,6 +18,7 @@ from lab.bench import metrics
 from lab.bench.cases import folder_cases, held_out_case
 from lab.bench.clock import Clock
 from lab.bench.cost import Meter, count_flops
+from lab.bench.quality_report import UNFIT
 from lab.bench.rows import ROWS, Kind, chosen, running_order
 from lab.bench.runners import Box, LabRunner, compressed, crop_box, shrunk
 from lab.bench.summary import entrance, table_rows
@@ -301,7 +302,8 @@ def test_a_whole_run(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert dense["delta_psnr"] == 0 and dense["flops_share"] == 1 and dense["dense_psnr_mask"] == metrics.CEILING
     assert set(content["environment"]["weights"]) == {"hilo_lab_fill.safetensors", "hilo_lab_vae.safetensors"}
     text = (tmp_path / "quality.md").read_text()
-    assert "Entrance test" in text and ROWS["rolling_20"].title in text
+    assert "Entrance test" in text and UNFIT in text, "random weights must not pass as a judge"
+    assert ROWS["rolling_20"].title in text
     for plot in ("quality_frontier.png", "quality_kinds.png"):
         assert cv2.imread(str(tmp_path / plot)).shape[0] > 100
     assert "edit region only" in capsys.readouterr().out
