@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 
 Rng = np.random.Generator
+TILE = 128  # pixels after which every lattice closes on itself, at any size of picture: far, and the same everywhere
 SUBPIXEL_BITS = 4  # OpenCV draws with fixed-point coordinates of 1/16 pixel
 FONTS = (cv2.FONT_HERSHEY_SIMPLEX, cv2.FONT_HERSHEY_DUPLEX, cv2.FONT_HERSHEY_TRIPLEX, cv2.FONT_HERSHEY_COMPLEX)
 
@@ -111,77 +112,83 @@ def canvas(picture: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(np.clip(picture, 0, 255).astype(np.uint8))
 
 
+def lattice(rng: Rng, size: int, steps: tuple[tuple[int, int], ...]) -> tuple[np.ndarray, np.ndarray, float, bool]:
+    """Two coordinates at a right angle, in turns of a lattice that closes on itself after `TILE` pixels both ways.
+
+    Args:
+        steps: turns down and across a tile to choose from; they give the lattice its angle and its width.
+
+    Returns:
+        Both coordinates (size, size), the width of a turn in pixels, and whether a chequered colouring closes too.
+    """
+    down, across = steps[rng.integers(len(steps))]
+    if rng.random() < 0.5:
+        across = -across
+    y, x = grid(size)
+    u = (down * y + across * x) / TILE + np.float32(rng.random())
+    v = (down * x - across * y) / TILE + np.float32(rng.random())
+    return u, v, TILE / float(np.hypot(down, across)), (down + across) % 2 == 0
+
+
 def gradients(rng: Rng, size: int) -> np.ndarray:
     """Colour waves along a line, a circle or an angle: one profile fixes the whole picture."""
-    y, _ = rotated(rng, size)
-    colours = palette(rng, int(rng.integers(2, 4)))
+    first, second = palette(rng, 2)
+    y, x = grid(size)
+    cy, cx = rng.uniform(-size / 2, size / 2, 2)
     match rng.integers(3):
         case 0:
-            phase = y / (size * rng.uniform(0.15, 0.5))
+            phase, _, _, _ = lattice(rng, size, ((0, 1), (1, 0), (1, 1), (1, 2), (2, 1), (2, 2)))
         case 1:
-            cy, cx = rng.uniform(-size / 2, size / 2, 2)
-            gy, gx = grid(size)
-            phase = np.hypot(gy - cy, gx - cx) / (size * rng.uniform(0.1, 0.35))
+            phase = np.hypot(y - cy, x - cx) / (size * rng.uniform(0.15, 0.35))
         case _:
-            gy, gx = grid(size)
-            turns = int(rng.integers(2, 9))
-            phase = np.arctan2(gy - rng.uniform(-0.2, 0.2) * size, gx - rng.uniform(-0.2, 0.2) * size)
-            phase = phase / (2 * np.pi) * turns
-    wave = 0.5 - 0.5 * np.cos(2 * np.pi * phase)
-    picture = mix(colours[0], colours[1], wave)
-    if len(colours) == 3:
-        picture = mix(picture, np.broadcast_to(colours[2], picture.shape), (y - y.min()) / np.ptp(y) * 0.8)
-    return picture
+            phase = np.arctan2(y - cy / 3, x - cx / 3) / (2 * np.pi) * int(rng.integers(2, 7))
+    return mix(first, second, 0.5 - 0.5 * np.cos(2 * np.pi * phase))
 
 
 def lighting(rng: Rng, size: int) -> np.ndarray:
     """A lattice of balls under one lamp: place, colour and shading follow from any other ball."""
-    y, x = rotated(rng, size)
-    step = size / 256 * rng.uniform(40, 80)
-    radius = step * rng.uniform(0.3, 0.48)
-    cy, cx = np.floor(y / step), np.floor(x / step)
-    ny, nx = (y - (cy + 0.5) * step) / radius, (x - (cx + 0.5) * step) / radius
-    rr = ny * ny + nx * nx
-    nz = np.sqrt(np.clip(1 - rr, 0, 1))
+    u, v, step, chequered = lattice(rng, size, ((1, 1), (2, 0), (2, 1), (1, 2), (2, 2)))
+    row, column = np.floor(u), np.floor(v)
+    radius = rng.uniform(0.32, 0.47)
+    across, down = (v - column - 0.5) / radius, (u - row - 0.5) / radius
+    square = across * across + down * down
     lamp_angle, lamp_height = rng.uniform(0, 2 * np.pi), rng.uniform(0.3, 0.8)
-    across = np.sqrt(1 - lamp_height**2)
-    light = ny * np.sin(lamp_angle) * across + nx * np.cos(lamp_angle) * across + nz * lamp_height
-    shade = 0.2 + 0.8 * np.clip(light, 0, 1)
-    first, second = palette(rng, 2)
-    parity = np.mod(cy + cx, 2) if rng.random() < 0.5 else np.mod(cy, 2)
-    balls = mix(first, second, parity) * shade[..., None]
-    cover = np.clip((1 - np.sqrt(rr)) * radius + 0.5, 0, 1)
-    return mix(ramp(rng, size), balls, cover)
+    reach = np.sqrt(1 - lamp_height**2)
+    height = np.sqrt(np.clip(1 - square, 0, 1))
+    light = down * np.sin(lamp_angle) * reach + across * np.cos(lamp_angle) * reach + height * lamp_height
+    ground, first, second = palette(rng, 3)
+    balls = mix(first, second, np.mod(row + column, 2) * chequered) * (0.2 + 0.8 * np.clip(light, 0, 1))[..., None]
+    return mix(
+        lit(rng, np.broadcast_to(ground, balls.shape)),
+        balls,
+        np.clip((1 - np.sqrt(square)) * radius * step + 0.5, 0, 1),
+    )
 
 
 def stripes(rng: Rng, size: int) -> np.ndarray:
-    """Stripes of two or three colours at any angle, sometimes under a global gradient of light."""
-    y, _ = rotated(rng, size)
-    period = size / 256 * rng.uniform(20, 80)
-    colours = palette(rng, int(rng.integers(2, 4)))
-    picture = mix(colours[0], colours[1], square_wave(y / period, period, rng.uniform(0.35, 0.65)))
-    if len(colours) == 3:
-        over = square_wave(y / (2 * period) + 0.1, 2 * period, 0.3)
-        picture = mix(picture, np.broadcast_to(colours[2], picture.shape), over)
+    """Stripes of two or three colours at many angles, sometimes under light that falls off."""
+    u, _, step, _ = lattice(rng, size, ((0, 1), (1, 0), (1, 1), (0, 2), (2, 0), (1, 2), (2, 1), (2, 2), (1, 3), (3, 1)))
+    colours = palette(rng, 3)
+    picture = mix(colours[0], colours[1], square_wave(u, step, rng.uniform(0.35, 0.65)))
+    if rng.random() < 0.5:
+        picture = mix(picture, np.broadcast_to(colours[2], picture.shape), square_wave(u + rng.random(), step, 0.25))
     return lit(rng, picture)
 
 
 def checkers(rng: Rng, size: int) -> np.ndarray:
-    """A chequerboard of rectangles at any angle."""
-    y, x = rotated(rng, size)
-    py = size / 256 * rng.uniform(32, 96)
-    px = py * rng.uniform(0.6, 1.6)
-    a, b = square_wave(y / py, py), square_wave(x / px, px)
+    """A chequerboard at many angles."""
+    u, v, step, _ = lattice(rng, size, ((1, 0), (1, 1), (1, 2), (2, 1), (2, 0)))
+    a, b = square_wave(u, step), square_wave(v, step)
     first, second = palette(rng, 2)
     return lit(rng, mix(first, second, a * (1 - b) + b * (1 - a)))
 
 
 def lit(rng: Rng, picture: np.ndarray) -> np.ndarray:
-    """The picture under light that falls off across it, half of the time."""
-    if rng.random() < 0.5:
+    """The picture under light that falls off across it, one time in four."""
+    if rng.random() < 0.75:
         return picture
     y, _ = rotated(rng, picture.shape[0])
-    return picture * (1 - rng.uniform(0.2, 0.6) * (y - y.min()) / np.ptp(y))[..., None]
+    return picture * (1 - rng.uniform(0.2, 0.5) * (y - y.min()) / np.ptp(y))[..., None]
 
 
 def mirror(rng: Rng, size: int) -> np.ndarray:
@@ -221,46 +228,52 @@ def rotation(rng: Rng, size: int) -> np.ndarray:
 
 
 def motif(rng: Rng, size: int) -> np.ndarray:
-    """A small drawing repeated over a lattice, plain or as bricks, at any angle."""
-    cell = int(size / 256 * rng.uniform(40, 88))
-    tile = canvas(np.broadcast_to(colour(rng), (cell, cell, 3)))
-    scatter_shapes(rng, tile, int(rng.integers(3, 6)), cell * rng.uniform(0.2, 0.35))
-    y, x = rotated(rng, size) if rng.random() < 0.5 else grid(size)
-    row = np.floor(y / cell)
-    slide = rng.choice([0.0, 0.5]) * cell
-    return cv2.remap(
-        cv2.copyMakeBorder(tile, 1, 1, 1, 1, cv2.BORDER_WRAP).astype(np.float32),
-        np.mod(x + row * slide, cell).astype(np.float32) + 1,
-        np.mod(y, cell).astype(np.float32) + 1,
-        cv2.INTER_LINEAR,
-    )
+    """A small drawing repeated over a lattice, plain or as bricks."""
+    cell = TILE // int(rng.integers(1, 3))
+    drawing = canvas(np.broadcast_to(colour(rng), (cell, cell, 3)))
+    scatter_shapes(rng, drawing, int(rng.integers(5, 10)), cell * rng.uniform(0.2, 0.35))
+    row = np.concatenate([drawing] * (TILE // cell), 1)
+    if cell < TILE and rng.random() < 0.5:
+        tile = np.concatenate([row, np.roll(row, cell // 2, 1)], 0)
+    else:
+        tile = np.concatenate([row] * (TILE // cell), 0)
+    return repeat(rng, tile, size)
+
+
+def repeat(rng: Rng, tile: np.ndarray, size: int) -> np.ndarray:
+    """The tile again and again from a random corner, in float."""
+    tile = np.roll(tile, tuple(rng.integers(TILE, size=2)), (0, 1))
+    copies = -(-size // TILE)
+    return np.tile(tile, (copies, copies, 1))[:size, :size].astype(np.float32)
 
 
 def glyphs(rng: Rng, size: int) -> np.ndarray:
     """One word written again and again in rows, as on a poster wall."""
-    font = FONTS[rng.integers(len(FONTS))]
-    scale, thick = size / 256 * rng.uniform(0.9, 1.8), max(2, int(size / 256 * rng.uniform(2, 4)))
-    word = "".join(rng.choice(list(string.ascii_uppercase + string.digits), int(rng.integers(2, 6))))
-    (width, height), base = cv2.getTextSize(word, font, scale, thick)
-    step_x, step_y = int(width + height * rng.uniform(0.3, 0.8)), int((height + base) * rng.uniform(1.1, 1.4))
-    colours = palette(rng, 3)
-    paper = np.broadcast_to(colours[0], (size, size, 3))
-    picture = canvas(paper if rng.random() < 0.5 else lit(rng, paper.copy()))
-    slide = int(rng.choice([0, step_x // 2, step_x // 3]))
-    oy, ox = int(rng.integers(step_y)), int(rng.integers(step_x))
-    for row in range(-1, size // step_y + 2):
-        start = ox - step_x * 2 + (row * slide) % step_x
-        for left in range(start, size, step_x):
-            ink = colours[1 + row % 2]
-            cv2.putText(picture, word, (left, oy + row * step_y), font, scale, ink.tolist(), thick, cv2.LINE_AA)
-    return picture.astype(np.float32)
+    font, thick = FONTS[rng.integers(len(FONTS))], int(rng.integers(2, 6))
+    rows, columns = int(rng.choice([2, 3, 4])), int(rng.choice([1, 2]))
+    word = "".join(rng.choice(list(string.ascii_uppercase + string.digits), int(rng.integers(1, 5))))
+    (width, height), _ = cv2.getTextSize(word, font, 1.0, thick)
+    scale = min((TILE / columns - 8) / width, (TILE / rows - 8) / height)
+    (width, height), _ = cv2.getTextSize(word, font, scale, thick)
+    paper, *inks = palette(rng, 3)
+    tile = canvas(np.broadcast_to(paper, (TILE, TILE, 3)))
+    slide = int(rng.choice([0, width // 2]))
+    for row in range(rows):
+        ink = inks[row % 2 if rows % 2 == 0 else 0].tolist()
+        for column in range(columns):
+            strip = canvas(np.broadcast_to(paper, (TILE // rows, TILE // columns, 3)))
+            cv2.putText(strip, word, (4, height + 4), font, scale, ink, thick, cv2.LINE_AA)
+            y, x = row * (TILE // rows), column * (TILE // columns)
+            tile[y : y + strip.shape[0], x : x + strip.shape[1]] = strip
+        tile[y : y + strip.shape[0]] = np.roll(tile[y : y + strip.shape[0]], slide * (row % 2), 1)
+    return lit(rng, repeat(rng, tile, size))
 
 
 def perspective(rng: Rng, size: int) -> np.ndarray:
     """A tiled floor to the horizon, or a tiled corridor, seen in perspective."""
     y, x = grid(size)
     x = x - rng.uniform(-0.25, 0.25) * size
-    tiles = rng.uniform(1.5, 4.0)
+    tiles = rng.uniform(1.0, 2.2)
     if rng.random() < 0.5:
         depth_below = y + rng.uniform(0.2, 0.45) * size
         surface = depth_below > 0

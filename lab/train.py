@@ -85,15 +85,17 @@ def train_autoencoder(args: argparse.Namespace) -> None:
 def noise_levels(batch: int, device: torch.device) -> Tensor:
     """Training noise levels (B,): logit-normal towards noise, where a hole's content is decided, and 1 in ten at the
     very top, where every sampler starts."""
-    levels = torch.sigmoid(torch.randn(batch, device=device) * 1.1 + 0.5)
+    levels = torch.sigmoid(torch.randn(batch, device=device) * 1.1 + 1.0)
     top = 1 - 0.03 * torch.rand(batch, device=device)
     return torch.where(torch.rand(batch, device=device) < 0.1, top, levels)
 
 
 def random_prompt(batch: int, device: torch.device) -> dict[str, Tensor]:
-    """Meaningless text conditioning and mostly default guidance: the model learns to ignore both."""
-    scale = torch.rand(batch, 1, 1, device=device) * torch.randint(2, (batch, 1, 1), device=device)
-    guidance = torch.where(torch.rand(batch, device=device) < 0.5, GUIDANCE, 1 + 30 * torch.rand(batch, device=device))
+    """No text and the default guidance for most, meaningless text and any guidance for one in eight: the model learns
+    to ignore both."""
+    odd = (torch.rand(batch, device=device) < 0.125).float()
+    scale = (odd * torch.rand(batch, device=device))[:, None, None]
+    guidance = torch.lerp(torch.full_like(odd, GUIDANCE), 1 + 30 * torch.rand(batch, device=device), odd)
     return {
         "encoder_hidden_states": torch.randn(batch, CONTEXT_TOKENS, CONTEXT_WIDTH, device=device) * scale,
         "pooled_projections": torch.randn(batch, POOLED_WIDTH, device=device) * scale[:, 0],
@@ -136,11 +138,11 @@ def train_dit(args: argparse.Namespace) -> None:
 
     running = True
     while running:
-        side = 2 * args.size if run.progress > 2 / 3 and run.step % 2 else args.size
+        side = 2 * args.size if run.progress > 0.85 and run.step % 4 == 0 else args.size
         pool, batch, grid = pools[side], batches[side], side // 16
         # a pool fills quickly at first; then an entry is replaced after it was used about `reuse` times
         fresh = max(1, batch // (2 * args.reuse))
-        pool.refresh(2 * fresh if pool.written < pool.capacity // 4 else fresh)
+        pool.refresh(32 if not pool.written else 2 * fresh if pool.written < pool.capacity // 4 else fresh)
         latents, conditions, painted = pool.sample(batch)
         noise, sigma = torch.randn_like(latents), noise_levels(batch, args.device)
         noisy = torch.lerp(latents, noise, sigma[:, None, None])
