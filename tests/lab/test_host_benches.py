@@ -1,0 +1,66 @@
+"""Both benches through a real ComfyUI, each in a process of its own, because a process can hold only one ComfyUI."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from lab.autoencoder import build_autoencoder, export_autoencoder
+from lab.comfyui.find import find_hosts
+from lab.dit import build_dit, export_dit
+from lab.environment import ROOT
+
+pytestmark = pytest.mark.skipif(not find_hosts(), reason="no ComfyUI was found")
+
+TINY_STEP = """
+import torch
+from lab import speed
+from lab.bench.shapes import Shape, SHAPES
+SHAPES["flux"] = Shape(
+    "tiny", "Flux", dict(SHAPES["flux"].unet, hidden_size=128, num_heads=1, vec_in_dim=32, context_in_dim=48),
+    "2", text=12, text_width=48, pooled_width=32,
+)
+raise SystemExit(speed.main())
+"""
+
+
+def run(command: list[str]) -> str:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return done.stdout
+
+
+def test_quality_through_the_nodes(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    dit = build_dit(1, 1, 1)
+    with torch.no_grad():
+        dit.proj_out.weight.normal_(0, 0.05)
+    export_dit(dit.state_dict(), tmp_path / "hilo_lab_fill.safetensors")
+    export_autoencoder(build_autoencoder().state_dict(), tmp_path / "hilo_lab_vae.safetensors")
+    size = ["--size", "128", "--steps", "2", "--pictures", "1"]
+    rows = ["--rows", "hilo_fast", "context_cache", "edit_only"]
+    where = ["--weights", str(tmp_path), "--out", str(tmp_path), "--device", "cpu"]
+    run([sys.executable, "-m", "lab.quality", "--host", *size, *rows, *where])
+    content = json.loads((tmp_path / "quality_host.json").read_text())
+    assert content["environment"]["host"]
+    small = {row["row"]: row for row in content["rows"] if row["group"] == "small"}
+    assert set(small) == {"dense", "hilo_fast", "context_cache"}, "edit_only is not a node's choice"
+    assert small["dense"]["tokens"] == 1
+    assert small["hilo_fast"]["tokens"] == pytest.approx(0.5), "32 of 64 tokens is the smallest canvas"
+    assert small["hilo_fast"]["flops"] < small["context_cache"]["flops"] < small["dense"]["flops"]
+
+
+def test_speed_of_a_real_class(tmp_path: Path) -> None:
+    small = ["--sizes", "256", "--ratios", "0.02", "--rounds", "2", "--models", "flux", "--dtype", "float32"]
+    run([sys.executable, "-c", TINY_STEP, *small, "--device", "cpu", "--out", str(tmp_path)])
+    (entry,) = json.loads((tmp_path / "speed.json").read_text())["steps"]
+    assert entry["model"] == "tiny" and entry["kept"] < entry["tokens"] == 256
+    assert 1 < entry["ideal_speedup"] < 256 / entry["kept"] + 1
+    assert all(entry["parts"][part] > 0 for part in ("pack", "override", "model", "unpack"))
