@@ -49,11 +49,13 @@ class Family:
 
     Attributes:
         name: as people call it.
+        note: a limit worth knowing; the README lists it.
         classes: full ``module.Class`` names that belong to it.
         attends: its attention calls can be overridden; without that, what is left out cannot be shown or weighed.
     """
 
     name: str = ""
+    note: str = ""
     classes: tuple[str, ...] = ()
     attends: bool = True
 

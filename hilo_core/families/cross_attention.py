@@ -34,6 +34,7 @@ class Wan(CrossAttention):
     """Models with a picture encoder read its features in a third call. Subclasses for video control stay out."""
 
     name = "Wan 2.1 / 2.2"
+    note = "one frame; no Vace, Camera, S2V, HuMo, Animate or SCAIL"
     classes = ("comfy.ldm.wan.model.WanModel",)
 
     def calls_a_block(self, model: torch.nn.Module) -> int:
@@ -44,6 +45,7 @@ class Kandinsky5(CrossAttention):
     """Text is refined alone before the blocks."""
 
     name = "Kandinsky 5"
+    note = "the image model"
     classes = ("comfy.ldm.kandinsky5.model.Kandinsky5",)
     embedder = "rope_embedder_3d"
 

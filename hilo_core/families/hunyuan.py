@@ -12,6 +12,7 @@ class Hunyuan(Rotary):
     image model."""
 
     name = "HunyuanVideo / HunyuanImage 2.1"
+    note = "one frame; a reference latent runs dense"
     classes = ("comfy.ldm.hunyuan_video.model.HunyuanVideo",)
 
     def patch_size(self, model: torch.nn.Module) -> int:

@@ -17,6 +17,7 @@ class Cosmos(CrossAttention):
     """Self-attention over the picture, then cross-attention to the text."""
 
     name = "Cosmos-Predict2 / Anima"
+    note = "one frame"
     classes = ("comfy.ldm.cosmos.predict2.MiniTrainDIT", "comfy.ldm.anima.model.Anima")
 
     def check(self, model: torch.nn.Module) -> None:

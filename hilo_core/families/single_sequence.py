@@ -12,6 +12,7 @@ class HiDream(Rotary):
     """Picture, then text."""
 
     name = "HiDream-I1"
+    note = "HiDream-E1, with its source picture, runs dense"
     classes = ("comfy.ldm.hidream.model.HiDreamImageTransformer2DModel",)
 
 

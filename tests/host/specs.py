@@ -6,6 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+SINCE: dict[str, tuple[int, ...]] = {
+    **dict.fromkeys(("Flux2", "ZImage", "Kandinsky5Image"), (0, 8, 0)),
+    **dict.fromkeys(("Krea2", "ErnieImage", "Lens", "MageFlow", "Ideogram4", "Boogu", "Anima", "JoyImage"), (0, 33, 0)),
+}
+
 
 def as_many(tokens: int) -> int:
     """Attention sees as many text tokens as the text encoder gives."""
@@ -17,6 +22,7 @@ class Spec:
     """How to build one model small.
 
     Attributes:
+        title: as people call it; the README lists it.
         config: its class in `comfy.supported_models`.
         unet: its transformer's sizes.
         text_width, pooled_width: of its text encoder's output; older hosts ask every Flux for a pooled vector.
@@ -27,11 +33,13 @@ class Spec:
         joint_text: text tokens in attention together with the picture, by how many are given; None where the picture
             reads them through cross-attention.
         mask: the text encoder gives a mask, too.
+        clip_vision: a picture encoder's output is read through cross-attention, too.
         llama_layers: HiDream's second text encoder, by layer.
         extra: what other nodes put into the conditioning.
         attends: its attention calls can be overridden.
     """
 
+    title: str
     config: str
     unet: dict[str, Any]
     text_width: int
@@ -41,9 +49,15 @@ class Spec:
     cell: int = 8
     joint_text: Callable[[int], int] | None = as_many
     mask: bool = False
+    clip_vision: bool = False
     llama_layers: int = 0
     extra: dict[str, Any] = field(default_factory=dict)
     attends: bool = True
+
+    @property
+    def since(self) -> tuple[int, ...]:
+        """The oldest of the tested versions of ComfyUI that has it."""
+        return SINCE.get(self.config, (0, 3, 64))
 
     @property
     def patch(self) -> int:
@@ -154,48 +168,67 @@ _JOY = dict(
 )  # fmt: skip
 
 SPECS: dict[str, Spec] = {
-    "flux_dev": Spec("Flux", _FLUX, 48, 32),
-    "flux_schnell": Spec("FluxSchnell", _FLUX | {"guidance_embed": False}, 48, 32),
-    "flux_fill": Spec("FluxInpaint", _FLUX | {"in_channels": 96}, 48, 32),
-    "flux_kontext": Spec("Flux", _FLUX, 48, 32, references=True),
-    "flux2": Spec("Flux2", _FLUX2, 48, 32, cell=16, joint_text=lambda tokens: 512),
-    "flux2_edit": Spec("Flux2", _FLUX2, 48, 32, references=True, cell=16, joint_text=lambda tokens: 512),
-    "chroma": Spec("Chroma", _CHROMA, 48, 32),
-    "sd3": Spec("SD3", _SD3, 48, 32),
-    "sd35_medium": Spec("SD3", _SD3 | {"x_block_self_attn_layers": [0]}, 48, 32),
-    "qwen_image": Spec("QwenImage", _QWEN, 48, latent_ndim=5),
-    "qwen_image_edit": Spec("QwenImage", _QWEN, 48, latent_ndim=5, references=True),
-    "lumina2": Spec("Lumina2", _LUMINA, 48, mask=True),
-    "z_image": Spec("ZImage", _Z_IMAGE, 48, joint_text=lambda tokens: -(-tokens // 32) * 32, mask=True),
-    "aura_flow": Spec("AuraFlow", _AURA, 48, joint_text=lambda tokens: 8 + tokens),
-    "hidream_i1": Spec("HiDream", _HIDREAM, 48, 32, joint_text=lambda tokens: 3 * tokens, llama_layers=2),
-    "wan21": Spec("WAN21_T2V", _WAN, 48, latent_ndim=5, joint_text=None),
-    "wan22_5b": Spec("WAN22_T2V", _WAN | dict(in_dim=48, out_dim=48), 48, latent_ndim=5, joint_text=None),
-    "hunyuan_video": Spec("HunyuanVideo", _HUNYUAN, 48, 32, latent_ndim=5),
+    "flux_dev": Spec("Flux.1 dev", "Flux", _FLUX, 48, 32),
+    "flux_schnell": Spec("schnell", "FluxSchnell", _FLUX | {"guidance_embed": False}, 48, 32),
+    "flux_fill": Spec("Fill", "FluxInpaint", _FLUX | {"in_channels": 96}, 48, 32),
+    "flux_kontext": Spec("Kontext", "Flux", _FLUX, 48, 32, references=True),
+    "flux2": Spec("Flux.2", "Flux2", _FLUX2, 48, 32, cell=16, joint_text=lambda tokens: 512),
+    "flux2_edit": Spec(
+        "Flux.2 with a reference", "Flux2", _FLUX2, 48, 32, references=True, cell=16, joint_text=lambda tokens: 512
+    ),
+    "chroma": Spec("Chroma", "Chroma", _CHROMA, 48, 32),
+    "sd3": Spec("SD3", "SD3", _SD3, 48, 32),
+    "sd35_medium": Spec("SD3.5 medium", "SD3", _SD3 | {"x_block_self_attn_layers": [0]}, 48, 32),
+    "qwen_image": Spec("Qwen-Image", "QwenImage", _QWEN, 48, latent_ndim=5),
+    "qwen_image_edit": Spec("Qwen-Image-Edit", "QwenImage", _QWEN, 48, latent_ndim=5, references=True),
+    "lumina2": Spec("Lumina 2", "Lumina2", _LUMINA, 48, mask=True),
+    "z_image": Spec("Z-Image", "ZImage", _Z_IMAGE, 48, joint_text=lambda tokens: -(-tokens // 32) * 32, mask=True),
+    "aura_flow": Spec("AuraFlow", "AuraFlow", _AURA, 48, joint_text=lambda tokens: 8 + tokens),
+    "hidream_i1": Spec("HiDream-I1", "HiDream", _HIDREAM, 48, 32, joint_text=lambda tokens: 3 * tokens, llama_layers=2),
+    "wan21": Spec("Wan 2.1", "WAN21_T2V", _WAN, 48, latent_ndim=5, joint_text=None),
+    "wan21_i2v": Spec(
+        "2.1 image-to-video",
+        "WAN21_I2V",
+        _WAN | dict(model_type="i2v", in_dim=36),
+        48,
+        latent_ndim=5,
+        joint_text=None,
+        clip_vision=True,
+    ),
+    "wan22_5b": Spec("2.2 5B", "WAN22_T2V", _WAN | dict(in_dim=48, out_dim=48), 48, latent_ndim=5, joint_text=None),
+    "hunyuan_video": Spec("HunyuanVideo", "HunyuanVideo", _HUNYUAN, 48, 32, latent_ndim=5),
     "hunyuan_image": Spec(
+        "HunyuanImage 2.1",
         "HunyuanImage21",
         _HUNYUAN | dict(in_channels=64, out_channels=64, patch_size=[1, 1], axes_dim=[64, 64], vec_in_dim=None),
         48,
         cell=16,
     ),
-    "omnigen2": Spec("Omnigen2", _OMNIGEN2, 48, mask=True),
-    "omnigen2_edit": Spec("Omnigen2", _OMNIGEN2, 48, references=True, mask=True),
-    "krea2": Spec("Krea2", _KREA2, 48, latent_ndim=5),
+    "omnigen2": Spec("OmniGen2", "Omnigen2", _OMNIGEN2, 48, mask=True),
+    "omnigen2_edit": Spec("with a reference", "Omnigen2", _OMNIGEN2, 48, references=True, mask=True),
+    "krea2": Spec("Krea 2", "Krea2", _KREA2, 48, latent_ndim=5),
     "krea2_edit": Spec(
-        "Krea2", _KREA2, 48, latent_ndim=5, references=True, extra={"reference_latents_method": "index"}
+        "with a reference",
+        "Krea2",
+        _KREA2,
+        48,
+        latent_ndim=5,
+        references=True,
+        extra={"reference_latents_method": "index"},
     ),
-    "ernie_image": Spec("ErnieImage", _ERNIE, 48, cell=16, attends=False),
-    "lens": Spec("Lens", _LENS, 48, cell=16, mask=True),
-    "mage_flow": Spec("MageFlow", _MAGE, 48, cell=16),
-    "mage_flow_edit": Spec("MageFlow", _MAGE, 48, references=True, cell=16),
-    "ideogram4": Spec("Ideogram4", _IDEOGRAM, 48, cell=16),
-    "boogu": Spec("Boogu", _BOOGU, 48, mask=True),
-    "boogu_edit": Spec("Boogu", _BOOGU, 48, references=True, mask=True),
-    "kandinsky5_image": Spec("Kandinsky5Image", _KANDINSKY, 48, 32, joint_text=None),
-    "cosmos_predict2": Spec("CosmosT2IPredict2", _COSMOS, 48, latent_ndim=5, joint_text=None),
-    "anima": Spec("Anima", _COSMOS | dict(image_model="anima"), 48, latent_ndim=5, joint_text=None),
-    "pixart_sigma": Spec("PixArtSigma", _PIXART, 48, cell=1, joint_text=None, attends=False),
+    "ernie_image": Spec("Ernie-Image", "ErnieImage", _ERNIE, 48, cell=16, attends=False),
+    "lens": Spec("Lens", "Lens", _LENS, 48, cell=16, mask=True),
+    "mage_flow": Spec("Mage-Flow", "MageFlow", _MAGE, 48, cell=16),
+    "mage_flow_edit": Spec("with a reference", "MageFlow", _MAGE, 48, references=True, cell=16),
+    "ideogram4": Spec("Ideogram 4", "Ideogram4", _IDEOGRAM, 48, cell=16),
+    "boogu": Spec("Boogu", "Boogu", _BOOGU, 48, mask=True),
+    "boogu_edit": Spec("with a reference", "Boogu", _BOOGU, 48, references=True, mask=True),
+    "kandinsky5_image": Spec("Kandinsky 5 image", "Kandinsky5Image", _KANDINSKY, 48, 32, joint_text=None),
+    "cosmos_predict2": Spec("Cosmos-Predict2", "CosmosT2IPredict2", _COSMOS, 48, latent_ndim=5, joint_text=None),
+    "anima": Spec("Anima", "Anima", _COSMOS | dict(image_model="anima"), 48, latent_ndim=5, joint_text=None),
+    "pixart_sigma": Spec("sigma", "PixArtSigma", _PIXART, 48, cell=1, joint_text=None, attends=False),
     "pixart_alpha": Spec(
+        "alpha",
         "PixArtAlpha",
         _PIXART | dict(image_model="pixart_alpha", micro_condition=True, pe_interpolation=None),
         48,
@@ -203,6 +236,6 @@ SPECS: dict[str, Spec] = {
         joint_text=None,
         attends=False,
     ),
-    "joy_image": Spec("JoyImage", _JOY, 48, latent_ndim=5),
-    "joy_image_edit": Spec("JoyImage", _JOY, 48, latent_ndim=5, references=True),
+    "joy_image": Spec("JoyImage", "JoyImage", _JOY, 48, latent_ndim=5),
+    "joy_image_edit": Spec("with a reference", "JoyImage", _JOY, 48, latent_ndim=5, references=True),
 }

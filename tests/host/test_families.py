@@ -15,8 +15,9 @@ from host.inpaint import Job
 
 REFUSED = {
     "wan.model": (
-        "VaceWanModel", "CameraWanModel", "WanModel_S2V", "HumoWanModel", "AnimateWanModel", "SCAILWanModel",
+        "VaceWanModel", "CameraWanModel", "WanModel_S2V", "HumoWanModel", "SCAILWanModel",
     ),
+    "wan.model_animate": ("AnimateWanModel",),
     "chroma_radiance.model": ("ChromaRadiance",),
     "hidream_o1.model": ("HiDreamO1Transformer",),
     "hydit.models": ("HunYuanDiT",),

@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import comfy.ldm.chroma.model
@@ -177,6 +178,8 @@ def conditioning(name: str, batch: int = 1, tokens: int = 24, seed: int = 1) -> 
         extra["guidance"] = 3.5
     if spec.mask:
         extra["attention_mask"] = torch.ones(batch, tokens, dtype=torch.long)
+    if spec.clip_vision:
+        extra["clip_vision_output"] = SimpleNamespace(penultimate_hidden_states=_normal((batch, 17, 1280), seed + 4))
     if spec.llama_layers:
         extra["conditioning_llama3"] = _normal((batch, spec.llama_layers, tokens, spec.text_width), seed + 3)
     if spec.references:
