@@ -31,7 +31,7 @@ class Sequence:
         calls: attention calls since the forward began.
         asked: how often the model asked for positions; a step cache may skip a whole forward.
         placed: the canvas got its positions.
-        joined: an attention call over the whole joint sequence was seen, for families that need to know.
+        lead: attention calls before the canvas is in every one of them, for families that find out while they run.
     """
 
     canvas: Canvas
@@ -41,7 +41,7 @@ class Sequence:
     calls: int = 0
     asked: int = 0
     placed: bool = False
-    joined: bool = False
+    lead: int | None = None
 
 
 class Family:

@@ -2,28 +2,48 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
-from functools import partial
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 
-from .base import Family, PositionProxy, Sequence, place_canvas, replaced
+from .base import Rotary, Sequence, replaced
 
 
-class Lumina(Family):
-    """Caption, then picture. Both pass through refiners of their own before they meet; the picture is last."""
+class Lumina(Rotary):
+    """Captions, then references, then picture. All pass through refiners of their own before they meet; the picture is
+    last."""
 
     name = "Lumina 2 / Z-Image"
     classes = ("comfy.ldm.lumina.model.NextDiT",)
+    embedder = "rope_embedder"
+    last = True
 
     def positions(self, model: torch.nn.Module, sequence: Sequence) -> AbstractContextManager[None]:
-        rewrite = partial(place_canvas, sequence=sequence, last=True)
-        return replaced(model, "rope_embedder", PositionProxy(model.rope_embedder, rewrite))
+        placed = super().positions
+        if not hasattr(model, "embed_all"):  # hosts without references ask for all positions in one or two calls
+            return placed(model, sequence)
+        patchify, embed = model.patchify_and_embed, model.embed_all
+
+        def patchify_and_embed(picture: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+            sequence.lead = len(model.context_refiner)
+            if kwargs.get("ref_latents") and model.siglip_refiner is not None:
+                sequence.lead += len(model.siglip_refiner)
+
+            def embed_all(one: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+                # A reference may have the canvas's shape, so the picture is known by what it is.
+                with placed(model, sequence) if one is picture else nullcontext():
+                    return embed(one, *args, **kwargs)
+
+            with replaced(model, "embed_all", embed_all):
+                return patchify(picture, *args, **kwargs)
+
+        return replaced(model, "patchify_and_embed", patchify_and_embed)
 
     def canvas_start(self, model: torch.nn.Module, sequence: Sequence, keys: int) -> int | None:
-        # The caption is refined first, alone, and may be as long as the canvas: only the count of calls tells them
+        # The captions are refined first, alone, and may be as long as the canvas: only the count of calls tells them
         # apart.
-        if sequence.calls < len(model.context_refiner):
+        if sequence.calls < (len(model.context_refiner) if sequence.lead is None else sequence.lead):
             return None
         # Z-Image pads the picture's tokens; a canvas fills the multiple, a whole picture may not.
         multiple = getattr(model, "pad_tokens_multiple", None) or 1

@@ -37,6 +37,8 @@ class Boogu(OmniGen2):
     classes = ("comfy.ldm.boogu.model.BooguTransformer2DModel",)
 
     def canvas_start(self, model: torch.nn.Module, sequence: Sequence, keys: int) -> int | None:
-        if keys == sequence.length:
-            sequence.joined = True
-        return keys - sequence.canvas.tokens if sequence.joined else super().canvas_start(model, sequence, keys)
+        if keys == sequence.length and sequence.lead is None:
+            sequence.lead = sequence.calls
+        if sequence.lead is None:
+            return super().canvas_start(model, sequence, keys)
+        return keys - sequence.canvas.tokens

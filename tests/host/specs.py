@@ -6,10 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-SINCE: dict[str, tuple[int, ...]] = {
-    **dict.fromkeys(("Flux2", "ZImage", "Kandinsky5Image"), (0, 8, 0)),
-    **dict.fromkeys(("Krea2", "ErnieImage", "Lens", "MageFlow", "Ideogram4", "Boogu", "Anima", "JoyImage"), (0, 33, 0)),
-}
+V0_8, V0_33 = (0, 8, 0), (0, 33, 0)
 
 
 def as_many(tokens: int) -> int:
@@ -37,6 +34,7 @@ class Spec:
         llama_layers: HiDream's second text encoder, by layer.
         extra: what other nodes put into the conditioning.
         attends: its attention calls can be overridden.
+        since: the oldest of the tested versions of ComfyUI that has it.
     """
 
     title: str
@@ -53,11 +51,7 @@ class Spec:
     llama_layers: int = 0
     extra: dict[str, Any] = field(default_factory=dict)
     attends: bool = True
-
-    @property
-    def since(self) -> tuple[int, ...]:
-        """The oldest of the tested versions of ComfyUI that has it."""
-        return SINCE.get(self.config, (0, 3, 64))
+    since: tuple[int, ...] = (0, 3, 64)
 
     @property
     def patch(self) -> int:
@@ -172,9 +166,17 @@ SPECS: dict[str, Spec] = {
     "flux_schnell": Spec("schnell", "FluxSchnell", _FLUX | {"guidance_embed": False}, 48, 32),
     "flux_fill": Spec("Fill", "FluxInpaint", _FLUX | {"in_channels": 96}, 48, 32),
     "flux_kontext": Spec("Kontext", "Flux", _FLUX, 48, 32, references=True),
-    "flux2": Spec("Flux.2", "Flux2", _FLUX2, 48, 32, cell=16, joint_text=lambda tokens: 512),
+    "flux2": Spec("Flux.2", "Flux2", _FLUX2, 48, 32, cell=16, joint_text=lambda tokens: 512, since=V0_8),
     "flux2_edit": Spec(
-        "Flux.2 with a reference", "Flux2", _FLUX2, 48, 32, references=True, cell=16, joint_text=lambda tokens: 512
+        "Flux.2 with a reference",
+        "Flux2",
+        _FLUX2,
+        48,
+        32,
+        references=True,
+        cell=16,
+        joint_text=lambda tokens: 512,
+        since=V0_8,
     ),
     "chroma": Spec("Chroma", "Chroma", _CHROMA, 48, 32),
     "sd3": Spec("SD3", "SD3", _SD3, 48, 32),
@@ -182,7 +184,20 @@ SPECS: dict[str, Spec] = {
     "qwen_image": Spec("Qwen-Image", "QwenImage", _QWEN, 48, latent_ndim=5),
     "qwen_image_edit": Spec("Qwen-Image-Edit", "QwenImage", _QWEN, 48, latent_ndim=5, references=True),
     "lumina2": Spec("Lumina 2", "Lumina2", _LUMINA, 48, mask=True),
-    "z_image": Spec("Z-Image", "ZImage", _Z_IMAGE, 48, joint_text=lambda tokens: -(-tokens // 32) * 32, mask=True),
+    "z_image": Spec(
+        "Z-Image", "ZImage", _Z_IMAGE, 48, joint_text=lambda tokens: -(-tokens // 32) * 32, mask=True, since=V0_8
+    ),
+    "z_image_omni": Spec(
+        "Z-Image-Omni",
+        "ZImage",
+        _Z_IMAGE | dict(siglip_feat_dim=48),
+        48,
+        references=True,
+        # Everything is padded to 32: both captions, both pictures' features, and the reference.
+        joint_text=lambda tokens: 32 + -(-tokens // 32) * 32 + 2 * 32 + 64 - 36,
+        mask=True,
+        since=V0_33,
+    ),
     "aura_flow": Spec("AuraFlow", "AuraFlow", _AURA, 48, joint_text=lambda tokens: 8 + tokens),
     "hidream_i1": Spec("HiDream-I1", "HiDream", _HIDREAM, 48, 32, joint_text=lambda tokens: 3 * tokens, llama_layers=2),
     "wan21": Spec("Wan 2.1", "WAN21_T2V", _WAN, 48, latent_ndim=5, joint_text=None),
@@ -206,7 +221,7 @@ SPECS: dict[str, Spec] = {
     ),
     "omnigen2": Spec("OmniGen2", "Omnigen2", _OMNIGEN2, 48, mask=True),
     "omnigen2_edit": Spec("with a reference", "Omnigen2", _OMNIGEN2, 48, references=True, mask=True),
-    "krea2": Spec("Krea 2", "Krea2", _KREA2, 48, latent_ndim=5),
+    "krea2": Spec("Krea 2", "Krea2", _KREA2, 48, latent_ndim=5, since=V0_33),
     "krea2_edit": Spec(
         "with a reference",
         "Krea2",
@@ -215,17 +230,20 @@ SPECS: dict[str, Spec] = {
         latent_ndim=5,
         references=True,
         extra={"reference_latents_method": "index"},
+        since=V0_33,
     ),
-    "ernie_image": Spec("Ernie-Image", "ErnieImage", _ERNIE, 48, cell=16, attends=False),
-    "lens": Spec("Lens", "Lens", _LENS, 48, cell=16, mask=True),
-    "mage_flow": Spec("Mage-Flow", "MageFlow", _MAGE, 48, cell=16),
-    "mage_flow_edit": Spec("with a reference", "MageFlow", _MAGE, 48, references=True, cell=16),
-    "ideogram4": Spec("Ideogram 4", "Ideogram4", _IDEOGRAM, 48, cell=16),
-    "boogu": Spec("Boogu", "Boogu", _BOOGU, 48, mask=True),
-    "boogu_edit": Spec("with a reference", "Boogu", _BOOGU, 48, references=True, mask=True),
-    "kandinsky5_image": Spec("Kandinsky 5 image", "Kandinsky5Image", _KANDINSKY, 48, 32, joint_text=None),
+    "ernie_image": Spec("Ernie-Image", "ErnieImage", _ERNIE, 48, cell=16, attends=False, since=V0_33),
+    "lens": Spec("Lens", "Lens", _LENS, 48, cell=16, mask=True, since=V0_33),
+    "mage_flow": Spec("Mage-Flow", "MageFlow", _MAGE, 48, cell=16, since=V0_33),
+    "mage_flow_edit": Spec("with a reference", "MageFlow", _MAGE, 48, references=True, cell=16, since=V0_33),
+    "ideogram4": Spec("Ideogram 4", "Ideogram4", _IDEOGRAM, 48, cell=16, since=V0_33),
+    "boogu": Spec("Boogu", "Boogu", _BOOGU, 48, mask=True, since=V0_33),
+    "boogu_edit": Spec("with a reference", "Boogu", _BOOGU, 48, references=True, mask=True, since=V0_33),
+    "kandinsky5_image": Spec("Kandinsky 5 image", "Kandinsky5Image", _KANDINSKY, 48, 32, joint_text=None, since=V0_8),
     "cosmos_predict2": Spec("Cosmos-Predict2", "CosmosT2IPredict2", _COSMOS, 48, latent_ndim=5, joint_text=None),
-    "anima": Spec("Anima", "Anima", _COSMOS | dict(image_model="anima"), 48, latent_ndim=5, joint_text=None),
+    "anima": Spec(
+        "Anima", "Anima", _COSMOS | dict(image_model="anima"), 48, latent_ndim=5, joint_text=None, since=V0_33
+    ),
     "pixart_sigma": Spec("sigma", "PixArtSigma", _PIXART, 48, cell=1, joint_text=None, attends=False),
     "pixart_alpha": Spec(
         "alpha",
@@ -236,6 +254,6 @@ SPECS: dict[str, Spec] = {
         joint_text=None,
         attends=False,
     ),
-    "joy_image": Spec("JoyImage", "JoyImage", _JOY, 48, latent_ndim=5),
-    "joy_image_edit": Spec("with a reference", "JoyImage", _JOY, 48, latent_ndim=5, references=True),
+    "joy_image": Spec("JoyImage", "JoyImage", _JOY, 48, latent_ndim=5, since=V0_33),
+    "joy_image_edit": Spec("with a reference", "JoyImage", _JOY, 48, latent_ndim=5, references=True, since=V0_33),
 }

@@ -84,3 +84,13 @@ def half_mask(width: int) -> torch.Tensor:
     mask = torch.zeros(1, 1, HEIGHT, width)
     mask[..., 64:160, 32:80] = 1
     return mask
+
+
+@pytest.mark.parametrize("name", [name for name in tiny.families() if tiny.SPECS[name].references])
+def test_a_reference_as_large_as_the_canvas_is_left_alone(name: str, pack: ModuleType) -> None:
+    model = tiny.build(name)
+    latent, reference = model.latent(HEIGHT, WIDTH), model.latent(HEIGHT, WIDTH, seed=8)
+    conditioning = [[text, {**extra, "reference_latents": [reference]}] for text, extra in model.make_conditioning()]
+    untouched = tiny.denoise(model.patcher, conditioning, latent, SIGMA)
+    shuffled = tiny.denoise(on_shuffled_canvas(model, pack, True), conditioning, latent, SIGMA)
+    assert (shuffled - untouched).abs().max() <= 1e-5 * untouched.abs().max()

@@ -9,6 +9,7 @@ import os
 from importlib import import_module
 from types import ModuleType
 
+import comfy.ldm.lumina.model
 import comfy.supported_models
 import pytest
 
@@ -22,7 +23,10 @@ README = ROOT / "README.md"
 
 def test_each_version_has_the_models_it_is_said_to_have(host: Host) -> None:
     for name, spec in SPECS.items():
-        assert hasattr(comfy.supported_models, spec.config) == (host.version >= spec.since), name
+        has = hasattr(comfy.supported_models, spec.config)
+        if name == "z_image_omni":  # newer than its class
+            has = has and hasattr(comfy.ldm.lumina.model.NextDiT, "embed_all")
+        assert has == (host.version >= spec.since), name
 
 
 def table(pack: ModuleType) -> str:

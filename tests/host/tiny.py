@@ -27,6 +27,7 @@ import comfy.samplers
 import comfy.sd
 import comfy.supported_models
 import comfy.taesd.taesd
+import comfyui_version
 import safetensors.torch
 import torch
 
@@ -39,7 +40,8 @@ _QUERY_OR_KEY_NORM = re.compile(r"(query|key|q|k)_(rms_)?norm|[qk]norm|ln_[qk]|n
 
 def families(attends: bool = False) -> list[str]:
     """The names in `SPECS` that the imported host has; with `attends`, only those that can use every context."""
-    present = [name for name, spec in SPECS.items() if hasattr(comfy.supported_models, spec.config)]
+    version = tuple(map(int, comfyui_version.__version__.split(".")[:3]))
+    present = [name for name, spec in SPECS.items() if version >= spec.since]
     return [name for name in present if SPECS[name].attends or not attends]
 
 
