@@ -10,6 +10,7 @@ from hilo_core import UnsupportedModel, find_family
 from hilo_core.canvas import Canvas
 from hilo_core.families import FAMILIES
 from hilo_core.families.base import PositionProxy, Sequence, find_canvas, place_canvas, replaced
+from hilo_core.families.rotations import sample_rotations
 from hilo_core.families.sd3 import sample_table
 
 CANVAS = Canvas.of_tokens(torch.randperm(400, generator=torch.Generator().manual_seed(0))[:96], 20, 20)
@@ -105,6 +106,21 @@ def test_table_rows_are_exact_and_low_centres_lie_between() -> None:
     torch.testing.assert_close(rows[5], grid[5, 6:8].mean(0))
 
 
+def test_rotations_are_exact_and_low_centres_turn_by_part_of_a_step() -> None:
+    frequency = torch.tensor([[0.0, 1.0], [0.8, 0.0], [0.01, 0.3]], dtype=torch.float64)  # of rows and columns
+
+    def rotations(position: torch.Tensor) -> torch.Tensor:
+        angle = position.double() @ frequency.T
+        return torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], dim=-1).unflatten(-1, (2, 2)).float()
+
+    whole = rotations(torch.cartesian_prod(torch.arange(6), torch.arange(8)))
+    low = stand_ins([[2.0, 3.0], [0.5, 1.5], [5.0, 6.25]], [4, 4, 4])
+    canvas = Canvas.of_tokens(torch.tensor([9, 4, 47]), 6, 8, low)
+    sampled = sample_rotations(whole, canvas)
+    assert torch.equal(sampled[:3], whole[[9, 4, 47]])
+    torch.testing.assert_close(sampled, rotations(canvas.position), atol=1e-6, rtol=0)
+
+
 class Model(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -138,7 +154,6 @@ def test_an_unknown_model_is_told_with_its_class_and_what_is_known() -> None:
 def test_a_subclass_is_not_its_parent() -> None:
     """Another pack's replacement of a known class may do anything in its forward."""
     parent = type("Flux", (torch.nn.Module,), {"__module__": "comfy.ldm.flux.model"})()
-    parent.pe_embedder = type("EmbedND", (), {"axes_dim": [16, 56, 56]})()
     assert find_family(parent).name == "Flux.1 / Flux.2"
     child = type("Flux", (type(parent),), {"__module__": "someone_elses_pack"})()
     with pytest.raises(UnsupportedModel, match="is a Flux"):
