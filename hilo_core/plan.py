@@ -170,9 +170,9 @@ def make_plan(image: torch.Tensor, mask: torch.Tensor, settings: PlanSettings | 
     """
     settings = settings or PlanSettings()
     image = _checked_image(image)
-    mask, notes = _checked_mask(mask, image)
+    checked, notes = _checked_mask(mask, image)
 
-    clean = [masks.fill_pinholes(masks.binarise(one)) for one in mask]
+    clean = [masks.fill_pinholes(masks.binarise(one)) for one in checked]
     if not all(one.any() for one in clean):
         raise ValueError(
             "mask is empty, so there is nothing to change; paint the area to edit (right click the picture, "

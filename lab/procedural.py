@@ -258,14 +258,15 @@ def glyphs(rng: Rng, size: int) -> np.ndarray:
     paper, *inks = palette(rng, 3)
     tile = canvas(np.broadcast_to(paper, (TILE, TILE, 3)))
     slide = int(rng.choice([0, width // 2]))
+    high, wide = TILE // rows, TILE // columns
     for row in range(rows):
         ink = inks[row % 2 if rows % 2 == 0 else 0].tolist()
+        band = tile[row * high : (row + 1) * high]
         for column in range(columns):
-            strip = canvas(np.broadcast_to(paper, (TILE // rows, TILE // columns, 3)))
+            strip = canvas(np.broadcast_to(paper, (high, wide, 3)))
             cv2.putText(strip, word, (4, height + 4), font, scale, ink, thick, cv2.LINE_AA)
-            y, x = row * (TILE // rows), column * (TILE // columns)
-            tile[y : y + strip.shape[0], x : x + strip.shape[1]] = strip
-        tile[y : y + strip.shape[0]] = np.roll(tile[y : y + strip.shape[0]], slide * (row % 2), 1)
+            band[:, column * wide : (column + 1) * wide] = strip
+        band[:] = np.roll(band, slide * (row % 2), 1)
     return lit(rng, repeat(rng, tile, size))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from diffusers import AutoencoderTiny, FluxTransformer2DModel
@@ -140,7 +141,7 @@ def inpaint(
     sigmas = schedule(steps).to(image.device)
     predict = prepare(unpack(source, rows, columns), unpack(noise, rows, columns))
     x = noise
-    for step, (sigma, next_sigma) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True), 1):
+    for step, (sigma, next_sigma) in enumerate(pairwise(sigmas), 1):
         x = torch.lerp(torch.lerp(source, noise, sigma), x, painted)
         velocity = predict(dit, torch.cat([x, condition], -1), ids, sigma.expand(batch))
         clean = torch.lerp(source, x - sigma * velocity, painted)

@@ -96,7 +96,17 @@ class CacheRun(ContextRun):
         cache.seen = 0
         return Forward(self.canvas, attends=True, conds=conds)
 
-    def attend(self, forward, layer, q, k, v, mask, start, dim):  # type: ignore[no-untyped-def]
+    def attend(
+        self,
+        forward: Forward,
+        layer: int,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        mask: torch.Tensor | None,
+        start: int,
+        dim: int,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         cache = self.caches[forward.conds]
         cache.seen += 1
         if forward.dense:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -49,7 +49,7 @@ class RollingForward(Forward):
         rows: ``(S,)`` long, rows of the cache that the canvas computes afresh; they follow the kept tokens on it.
     """
 
-    rows: torch.Tensor | None = None
+    rows: torch.Tensor = field(default_factory=lambda: torch.arange(0))
 
 
 @dataclass
@@ -88,6 +88,7 @@ class RollingRun(ContextRun):
         """The next rows to refresh, rounded up to full canvas rows, and the canvas that computes them."""
         count, kept = len(self.ranked), self.plan.kept
         grid = self.plan.grid
+        rows, low = torch.arange(0), None
         for size in range(max(1, math.ceil(self.context.share * count)), count + 1):
             rows = torch.arange(cache.next, cache.next + size) % count
             low = None
@@ -98,7 +99,18 @@ class RollingRun(ContextRun):
                 break
         return rows, Canvas.of_tokens(torch.cat([kept, self.ranked[rows]]), grid.rows, grid.cols, low)
 
-    def attend(self, forward, layer, q, k, v, mask, start, dim):  # type: ignore[no-untyped-def]
+    def attend(
+        self,
+        forward: Forward,
+        layer: int,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        mask: torch.Tensor | None,
+        start: int,
+        dim: int,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        assert isinstance(forward, RollingForward)
         cache = self.caches[forward.conds]
         cache.seen += 1
         if forward.dense:
@@ -132,7 +144,7 @@ class RollingRun(ContextRun):
             cache.filled = len(self.ranked)
         elif cache.seen != len(cache.layers):
             raise UnsupportedModel(LAYERS_CHANGED)
-        elif isinstance(forward, RollingForward) and forward.rows is not None:
+        elif isinstance(forward, RollingForward):
             end = cache.next + len(forward.rows)
             cache.filled = max(cache.filled, min(end, len(self.ranked)))
             cache.next = end % len(self.ranked)

@@ -5,7 +5,7 @@ A new family is a new file and one line here.
 
 from __future__ import annotations
 
-import torch
+from typing import Any
 
 from .aura import AuraFlow
 from .base import Family, UnsupportedModel
@@ -45,7 +45,7 @@ FAMILIES: tuple[Family, ...] = (
 )
 
 
-def find_family(model: torch.nn.Module) -> Family:
+def find_family(model: Any) -> Family:
     """The family of a diffusion model, by the name of its class.
 
     Exactly that class: a subclass, or another pack's replacement, may do anything in its forward.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 
@@ -17,7 +18,7 @@ class AuraFlow(Family):
     name = "AuraFlow"
     classes = ("comfy.ldm.aura.mmdit.MMDiT",)
 
-    def positions(self, model: torch.nn.Module, sequence: Sequence) -> AbstractContextManager[None]:
+    def positions(self, model: Any, sequence: Sequence) -> AbstractContextManager[None]:
         add_positions, canvas = model.apply_pos_embeds, sequence.canvas
 
         def add_true_positions(x: torch.Tensor, h: int, w: int) -> torch.Tensor:
@@ -27,5 +28,5 @@ class AuraFlow(Family):
 
         return replaced(model, "apply_pos_embeds", add_true_positions)
 
-    def canvas_start(self, model: torch.nn.Module, sequence: Sequence, keys: int) -> int | None:
+    def canvas_start(self, model: Any, sequence: Sequence, keys: int) -> int | None:
         return keys - sequence.canvas.tokens

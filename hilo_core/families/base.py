@@ -59,19 +59,19 @@ class Family:
     classes: tuple[str, ...] = ()
     attends: bool = True
 
-    def check(self, model: torch.nn.Module) -> None:
+    def check(self, model: Any) -> None:
         """Raise ``UnsupportedModel`` for a variant of the class that cannot run on a canvas."""
 
-    def patch_size(self, model: torch.nn.Module) -> int:
+    def patch_size(self, model: Any) -> int:
         """Latent cells a token side."""
         return int(model.patch_size)
 
-    def positions(self, model: torch.nn.Module, sequence: Sequence) -> Any:
+    def positions(self, model: Any, sequence: Sequence) -> Any:
         """A context manager: inside it the model gives canvas tokens their true positions; after it the model is as it
         was."""
         raise NotImplementedError
 
-    def canvas_start(self, model: torch.nn.Module, sequence: Sequence, keys: int) -> int | None:
+    def canvas_start(self, model: Any, sequence: Sequence, keys: int) -> int | None:
         """Where the canvas begins among the keys of the running attention call, ``None`` when it is not in there.
 
         Args:
@@ -87,7 +87,8 @@ def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
     The instance is touched, never the class, and it is exactly as before afterwards: a method that lived on the class
     leaves no entry behind.
     """
-    store = owner._modules if isinstance(owner, torch.nn.Module) and name in owner._modules else owner.__dict__
+    inside = isinstance(owner, torch.nn.Module) and name in owner._modules
+    store: dict[str, Any] = owner._modules if inside else owner.__dict__
     missing = object()
     before = store.get(name, missing)
     store[name] = value
@@ -223,7 +224,7 @@ class Rotary(Family):
         """The ids with the canvas at its true positions, see ``place_canvas``."""
         return place_canvas(ids, sequence, self.axes, self.last, self.zero)
 
-    def positions(self, model: torch.nn.Module, sequence: Sequence) -> AbstractContextManager[None]:
+    def positions(self, model: Any, sequence: Sequence) -> AbstractContextManager[None]:
         proxy = PositionProxy(getattr(model, self.embedder), partial(self.rewrite, sequence=sequence))
         return replaced(model, self.embedder, proxy)
 

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-import torch
+from typing import Any
 
 from .base import Rotary, Sequence, UnsupportedModel
 
@@ -14,18 +14,18 @@ class CrossAttention(Rotary):
 
     embedder = "rope_embedder"
 
-    def patch_size(self, model: torch.nn.Module) -> int:
+    def patch_size(self, model: Any) -> int:
         return int(model.patch_size[-1])
 
-    def calls_before_blocks(self, model: torch.nn.Module) -> int:
+    def calls_before_blocks(self, model: Any) -> int:
         """Attention calls of a forward before its first block."""
         return 0
 
-    def calls_a_block(self, model: torch.nn.Module) -> int:
+    def calls_a_block(self, model: Any) -> int:
         """Attention calls of a block."""
         return 2
 
-    def canvas_start(self, model: torch.nn.Module, sequence: Sequence, keys: int) -> int | None:
+    def canvas_start(self, model: Any, sequence: Sequence, keys: int) -> int | None:
         turn = sequence.calls - self.calls_before_blocks(model)
         return sequence.start if turn >= 0 and turn % self.calls_a_block(model) == 0 else None
 
@@ -37,7 +37,7 @@ class Wan(CrossAttention):
     note = "one frame; no Vace, Camera, S2V, HuMo, Animate or SCAIL"
     classes = ("comfy.ldm.wan.model.WanModel",)
 
-    def calls_a_block(self, model: torch.nn.Module) -> int:
+    def calls_a_block(self, model: Any) -> int:
         return 2 if model.img_emb is None else 3
 
 
@@ -49,12 +49,12 @@ class Kandinsky5(CrossAttention):
     classes = ("comfy.ldm.kandinsky5.model.Kandinsky5",)
     embedder = "rope_embedder_3d"
 
-    def check(self, model: torch.nn.Module) -> None:
+    def check(self, model: Any) -> None:
         if model.model_dim == 4096:
             raise UnsupportedModel(
                 "this model is a Kandinsky 5 Pro video model, which scales positions by the size of the picture, so "
                 "HiLo Token cannot run it; it knows the image model"
             )
 
-    def calls_before_blocks(self, model: torch.nn.Module) -> int:
+    def calls_before_blocks(self, model: Any) -> int:
         return len(model.text_transformer_blocks)

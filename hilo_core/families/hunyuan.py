@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from .base import Rotary, Sequence, place_canvas
@@ -15,7 +17,7 @@ class Hunyuan(Rotary):
     note = "one frame; a reference latent runs dense"
     classes = ("comfy.ldm.hunyuan_video.model.HunyuanVideo",)
 
-    def patch_size(self, model: torch.nn.Module) -> int:
+    def patch_size(self, model: Any) -> int:
         return int(model.patch_size[-1])
 
     def rewrite(self, ids: torch.Tensor, sequence: Sequence) -> torch.Tensor:

@@ -16,10 +16,10 @@ class Ideogram4(Family):
     name = "Ideogram 4"
     classes = ("comfy.ldm.ideogram4.model.Ideogram4Transformer2DModel",)
 
-    def patch_size(self, model: torch.nn.Module) -> int:
+    def patch_size(self, model: Any) -> int:
         return 1
 
-    def positions(self, model: torch.nn.Module, sequence: Sequence) -> AbstractContextManager[None]:
+    def positions(self, model: Any, sequence: Sequence) -> AbstractContextManager[None]:
         ids, canvas = model._image_position_ids, sequence.canvas
 
         def true_ids(rows: int, cols: int, device: Any) -> torch.Tensor:
@@ -30,5 +30,5 @@ class Ideogram4(Family):
 
         return replaced(model, "_image_position_ids", true_ids)
 
-    def canvas_start(self, model: torch.nn.Module, sequence: Sequence, keys: int) -> int | None:
+    def canvas_start(self, model: Any, sequence: Sequence, keys: int) -> int | None:
         return keys - sequence.canvas.tokens

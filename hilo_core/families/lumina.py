@@ -19,7 +19,7 @@ class Lumina(Rotary):
     embedder = "rope_embedder"
     last = True
 
-    def positions(self, model: torch.nn.Module, sequence: Sequence) -> AbstractContextManager[None]:
+    def positions(self, model: Any, sequence: Sequence) -> AbstractContextManager[None]:
         placed = super().positions
         if not hasattr(model, "embed_all"):  # hosts without references ask for all positions in one or two calls
             return placed(model, sequence)
@@ -40,7 +40,7 @@ class Lumina(Rotary):
 
         return replaced(model, "patchify_and_embed", patchify_and_embed)
 
-    def canvas_start(self, model: torch.nn.Module, sequence: Sequence, keys: int) -> int | None:
+    def canvas_start(self, model: Any, sequence: Sequence, keys: int) -> int | None:
         # The captions are refined first, alone, and may be as long as the canvas: only the count of calls tells them
         # apart.
         if sequence.calls < (len(model.context_refiner) if sequence.lead is None else sequence.lead):

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from functools import partial
-
-import torch
+from typing import Any
 
 from .base import PositionProxy, Rotary, Sequence, replaced
 
@@ -17,12 +16,12 @@ class OmniGen2(Rotary):
     classes = ("comfy.ldm.omnigen.omnigen2.OmniGen2Transformer2DModel",)
     last = True
 
-    def positions(self, model: torch.nn.Module, sequence: Sequence) -> AbstractContextManager[None]:
+    def positions(self, model: Any, sequence: Sequence) -> AbstractContextManager[None]:
         owner = model.rope_embedder  # makes the ids; its own rope_embedder turns them into rotations
         proxy = PositionProxy(owner.rope_embedder, partial(self.rewrite, sequence=sequence))
         return replaced(owner, "rope_embedder", proxy)
 
-    def canvas_start(self, model: torch.nn.Module, sequence: Sequence, keys: int) -> int | None:
+    def canvas_start(self, model: Any, sequence: Sequence, keys: int) -> int | None:
         if keys == sequence.length:
             return sequence.start
         # Text or references, refined alone, may be as long as the canvas: only the count of calls tells them apart.
@@ -36,7 +35,7 @@ class Boogu(OmniGen2):
     name = "Boogu"
     classes = ("comfy.ldm.boogu.model.BooguTransformer2DModel",)
 
-    def canvas_start(self, model: torch.nn.Module, sequence: Sequence, keys: int) -> int | None:
+    def canvas_start(self, model: Any, sequence: Sequence, keys: int) -> int | None:
         if keys == sequence.length and sequence.lead is None:
             sequence.lead = sequence.calls
         if sequence.lead is None:

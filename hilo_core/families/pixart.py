@@ -20,14 +20,14 @@ class PixArt(Family):
     classes = ("comfy.ldm.pixart.pixartms.PixArtMS",)
     attends = False
 
-    def check(self, model: torch.nn.Module) -> None:
+    def check(self, model: Any) -> None:
         if any(block.attn.sr_ratio > 1 for block in model.blocks):
             raise UnsupportedModel(
                 "this PixArt model compresses keys and values over neighbouring tokens (kv_compress), which a canvas "
                 "does not have"
             )
 
-    def positions(self, model: torch.nn.Module, sequence: Sequence) -> AbstractContextManager[None]:
+    def positions(self, model: Any, sequence: Sequence) -> AbstractContextManager[None]:
         module: Any = sys.modules[type(model).__module__]
         generate, canvas, patch = module.get_2d_sincos_pos_embed_torch, sequence.canvas, self.patch_size(model)
         mean_side = (canvas.grid_rows + canvas.grid_cols) * patch // 2  # in latent cells

@@ -3,6 +3,8 @@ Mage-Flow (comfy/ldm/mage_flow/model.py) and Lens (comfy/ldm/lens/model.py)."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from .base import Rotary, Sequence
@@ -38,7 +40,7 @@ class Lens(QwenImage):
     classes = ("comfy.ldm.lens.model.LensTransformer2DModel",)
     embedder = "pos_embed"
 
-    def patch_size(self, model: torch.nn.Module) -> int:
+    def patch_size(self, model: Any) -> int:
         return 1
 
     def zero(self, side: int) -> int:

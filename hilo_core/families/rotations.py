@@ -20,17 +20,17 @@ class Cosmos(CrossAttention):
     note = "one frame"
     classes = ("comfy.ldm.cosmos.predict2.MiniTrainDIT", "comfy.ldm.anima.model.Anima")
 
-    def check(self, model: torch.nn.Module) -> None:
+    def check(self, model: Any) -> None:
         if model.extra_per_block_abs_pos_emb:
             raise UnsupportedModel(
                 "this Cosmos-Predict2 model has a second, learned position embedding, which HiLo Token does not know; "
                 "it knows the text-to-image models"
             )
 
-    def patch_size(self, model: torch.nn.Module) -> int:
+    def patch_size(self, model: Any) -> int:
         return int(model.patch_spatial)
 
-    def positions(self, model: torch.nn.Module, sequence: Sequence) -> AbstractContextManager[None]:
+    def positions(self, model: Any, sequence: Sequence) -> AbstractContextManager[None]:
         embedder, canvas = model.pos_embedder, sequence.canvas
         generate = embedder.generate_embeddings
 
@@ -48,10 +48,10 @@ class JoyImage(Family):
     name = "JoyImage"
     classes = ("comfy.ldm.joyimage.model.JoyImageTransformer3DModel",)
 
-    def patch_size(self, model: torch.nn.Module) -> int:
+    def patch_size(self, model: Any) -> int:
         return int(model.patch_size[-1])
 
-    def positions(self, model: torch.nn.Module, sequence: Sequence) -> AbstractContextManager[None]:
+    def positions(self, model: Any, sequence: Sequence) -> AbstractContextManager[None]:
         generate, canvas = model._get_rotary_pos_embed_for_range, sequence.canvas
 
         def true_positions(start: Any, stop: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -62,7 +62,7 @@ class JoyImage(Family):
 
         return replaced(model, "_get_rotary_pos_embed_for_range", true_positions)
 
-    def canvas_start(self, model: torch.nn.Module, sequence: Sequence, keys: int) -> int | None:
+    def canvas_start(self, model: Any, sequence: Sequence, keys: int) -> int | None:
         return 0
 
 

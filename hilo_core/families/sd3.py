@@ -18,11 +18,11 @@ class SD3(Family):
     name = "SD3 / SD3.5"
     classes = ("comfy.ldm.modules.diffusionmodules.mmdit.OpenAISignatureMMDITWrapper",)
 
-    def patch_size(self, model: torch.nn.Module) -> int:
+    def patch_size(self, model: Any) -> int:
         patch = model.x_embedder.patch_size
         return int(patch[0] if isinstance(patch, (tuple, list)) else patch)
 
-    def positions(self, model: torch.nn.Module, sequence: Sequence) -> AbstractContextManager[None]:
+    def positions(self, model: Any, sequence: Sequence) -> AbstractContextManager[None]:
         cropped, canvas = model.cropped_pos_embed, sequence.canvas
         patch = self.patch_size(model)
 
@@ -32,7 +32,7 @@ class SD3(Family):
 
         return replaced(model, "cropped_pos_embed", true_positions)
 
-    def canvas_start(self, model: torch.nn.Module, sequence: Sequence, keys: int) -> int | None:
+    def canvas_start(self, model: Any, sequence: Sequence, keys: int) -> int | None:
         return keys - sequence.canvas.tokens
 
 

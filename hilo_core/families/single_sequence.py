@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-import torch
+from typing import Any
 
 from .base import Rotary
 
@@ -22,7 +22,7 @@ class Krea2(Rotary):
     name = "Krea 2"
     classes = ("comfy.ldm.krea2.model.SingleStreamDiT",)
 
-    def patch_size(self, model: torch.nn.Module) -> int:
+    def patch_size(self, model: Any) -> int:
         return int(model.patch)
 
 
