@@ -26,7 +26,8 @@ class HiLoPatchModel(io.ComfyNode):
             **newer(io.Schema, search_aliases=["inpaint speed", "hilo", "token compression", "faster inpainting"]),
             inputs=[
                 io.Model.Input(
-                    "model", tooltip="Any supported DiT: Flux.1, SD3 / SD3.5, Qwen-Image, Lumina 2 / Z-Image."
+                    "model",
+                    tooltip="A DiT of a supported family: Flux, SD3.5, Qwen-Image, Z-Image, Wan and more; see the help.",
                 ),
                 HiLoPlan.Input("plan", tooltip=PLAN_TOOLTIP),
                 io.Combo.Input(
