@@ -27,7 +27,7 @@ class HiLoPatchModel(io.ComfyNode):
             inputs=[
                 io.Model.Input(
                     "model",
-                    tooltip="A DiT of a supported family: Flux, SD3.5, Qwen-Image, Z-Image, Wan and more; see the help.",
+                    tooltip="A DiT of a supported family: Flux, SD3.5, Qwen-Image, Z-Image, Wan, ...; see the help.",
                 ),
                 HiLoPlan.Input("plan", tooltip=PLAN_TOOLTIP),
                 io.Combo.Input(
