@@ -16,7 +16,7 @@ from diffusers.models.transformers import transformer_flux
 from torch import Tensor
 
 from hilo_core import Context, Grid, GridPlan, Run, TokenPlan, Window
-from hilo_core.contexts import Forward
+from hilo_core.contexts import AttentionCall, Forward
 from hilo_core.families.base import replaced
 from lab import sampling
 from lab.dit import CONTEXT_TOKENS
@@ -103,7 +103,8 @@ def attending(run: Run, forward: Forward) -> Iterator[None]:
     kernel, layers = transformer_flux.dispatch_attention_fn, count()
 
     def attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, **kwargs: Any) -> Tensor:
-        k, v, mask = run.state.attend(forward, next(layers), q, k, v, attn_mask, CONTEXT_TOKENS, dim=1)
+        call = AttentionCall(next(layers), q, k, v, attn_mask, CONTEXT_TOKENS, dim=1)
+        k, v, mask = run.state.attend(forward, call)
         return kernel(q, k, v, attn_mask=mask, **kwargs)
 
     with replaced(transformer_flux, "dispatch_attention_fn", attention):

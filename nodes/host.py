@@ -13,7 +13,7 @@ import torch
 from comfy.patcher_extension import WrappersMP
 
 from ..hilo_core import Context, Grid, Run, TokenPlan, UnsupportedModel, Window
-from ..hilo_core.contexts import Forward
+from ..hilo_core.contexts import AttentionCall, Forward
 from ..hilo_core.families import Family
 from ..hilo_core.families.base import Sequence
 from ..hilo_core.lowres import low_picture
@@ -202,7 +202,8 @@ class HiLoPatch:
             start = self.family.canvas_start(model, sequence, k.shape[dim])
             if start is not None and start >= 0:
                 mask = args[0] if args else kwargs.get("mask")
-                k, v, mask = run.state.attend(forward, sequence.calls, q, k, v, mask, start, dim)
+                call = AttentionCall(sequence.calls, q, k, v, mask, start, dim)
+                k, v, mask = run.state.attend(forward, call)
                 args, kwargs = ((mask, *args[1:]), kwargs) if args else ((), {**kwargs, "mask": mask})
             sequence.calls += 1
             if before is not None:

@@ -31,6 +31,30 @@ class Forward:
     conds: Hashable = ()
 
 
+KeysValuesMask = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
+
+
+@dataclass(frozen=True)
+class AttentionCall:
+    """One attention call of a forward, as the model made it.
+
+    Attributes:
+        layer: its index in the forward.
+        q, k, v: queries, keys and values.
+        mask: as in ``Context.mask``.
+        start: where the canvas begins among the keys.
+        dim: which dimension of ``k`` and ``v`` counts tokens, 1 or 2.
+    """
+
+    layer: int
+    q: torch.Tensor
+    k: torch.Tensor
+    v: torch.Tensor
+    mask: torch.Tensor | None
+    start: int
+    dim: int
+
+
 class ContextRun:
     """A context at work in one sampling run; this base computes the same canvas in every call.
 
@@ -51,28 +75,10 @@ class ContextRun:
         """
         return Forward(self.canvas, attends=self.context.changes_attention(self.canvas), conds=conds)
 
-    def attend(
-        self,
-        forward: Forward,
-        layer: int,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        mask: torch.Tensor | None,
-        start: int,
-        dim: int,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """Keys, values and mask that one attention call gets.
-
-        Args:
-            forward: the running call.
-            layer: index of the attention call in it.
-            q, k, v: as the model made them.
-            mask: as in ``Context.mask``.
-            start: where the canvas begins among the keys.
-            dim: which dimension of ``k`` and ``v`` counts tokens, 1 or 2.
-        """
-        return k, v, self.context.mask(mask, q, k.shape[dim], start, forward.canvas)
+    def attend(self, forward: Forward, call: AttentionCall) -> KeysValuesMask:
+        """Keys, values and mask that one attention call of ``forward`` gets."""
+        mask = self.context.mask(call.mask, call.q, call.k.shape[call.dim], call.start, forward.canvas)
+        return call.k, call.v, mask
 
     def done(self, forward: Forward) -> None:
         """The call has returned."""

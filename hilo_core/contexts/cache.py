@@ -15,7 +15,7 @@ from ..canvas import Canvas
 from ..families.base import UnsupportedModel
 from ..lowres import LowBlocks, low_blocks
 from ..plan import GridPlan
-from .base import Context, ContextRun, Forward, as_bias
+from .base import AttentionCall, Context, ContextRun, Forward, KeysValuesMask, as_bias
 
 
 @dataclass
@@ -96,27 +96,17 @@ class CacheRun(ContextRun):
         cache.seen = 0
         return Forward(self.canvas, attends=True, conds=conds)
 
-    def attend(
-        self,
-        forward: Forward,
-        layer: int,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        mask: torch.Tensor | None,
-        start: int,
-        dim: int,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    def attend(self, forward: Forward, call: AttentionCall) -> KeysValuesMask:
         cache = self.caches[forward.conds]
         cache.seen += 1
         if forward.dense:
-            cache.layers[layer] = (self._rows(k, start, dim), self._rows(v, start, dim))
-            return k, v, mask
-        if layer not in cache.layers:
+            cache.layers[call.layer] = (self._rows(call.k, call), self._rows(call.v, call))
+            return call.k, call.v, call.mask
+        if call.layer not in cache.layers:
             raise UnsupportedModel(LAYERS_CHANGED)
-        cached_k, cached_v = cache.layers[layer]
+        cached_k, cached_v = cache.layers[call.layer]
         bias = None if self.blocks is None else self.blocks.count.float().log()
-        return append(q, k, v, mask, cached_k, cached_v, dim, bias)
+        return append(call.q, call.k, call.v, call.mask, cached_k, cached_v, call.dim, bias)
 
     def done(self, forward: Forward) -> None:
         cache = self.caches[forward.conds]
@@ -125,9 +115,10 @@ class CacheRun(ContextRun):
         elif not forward.dense and cache.seen not in (0, len(cache.layers)):
             raise UnsupportedModel(LAYERS_CHANGED)
 
-    def _rows(self, rows: torch.Tensor, start: int, dim: int) -> torch.Tensor:
+    def _rows(self, rows: torch.Tensor, call: AttentionCall) -> torch.Tensor:
         """What is cached of a dense call's keys or values."""
-        chosen = rows.index_select(dim, (self.dropped + start).to(rows.device))
+        dim = call.dim
+        chosen = rows.index_select(dim, (self.dropped + call.start).to(rows.device))
         if self.blocks is None:
             return chosen
         block = self.blocks.block[self.dropped].to(rows.device)

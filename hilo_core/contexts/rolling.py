@@ -16,7 +16,7 @@ from ..canvas import Canvas
 from ..families.base import UnsupportedModel
 from ..lowres import low_blocks
 from ..plan import CANVAS_WIDTH, GridPlan
-from .base import Context, ContextRun, Forward
+from .base import AttentionCall, Context, ContextRun, Forward, KeysValuesMask
 from .cache import LAYERS_CHANGED, KVCache, append
 from .low import LowContext
 
@@ -99,29 +99,20 @@ class RollingRun(ContextRun):
                 break
         return rows, Canvas.of_tokens(torch.cat([kept, self.ranked[rows]]), grid.rows, grid.cols, low)
 
-    def attend(
-        self,
-        forward: Forward,
-        layer: int,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        mask: torch.Tensor | None,
-        start: int,
-        dim: int,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    def attend(self, forward: Forward, call: AttentionCall) -> KeysValuesMask:
         assert isinstance(forward, RollingForward)
+        layer, q, k, v, dim, start = call.layer, call.q, call.k, call.v, call.dim, call.start
         cache = self.caches[forward.conds]
         cache.seen += 1
         if forward.dense:
             index = (self.ranked + start).to(k.device)
             cache.layers[layer] = (k.index_select(dim, index), v.index_select(dim, index))
-            return k, v, mask
+            return k, v, call.mask
         if layer not in cache.layers:
             if cache.filled:
                 raise UnsupportedModel(LAYERS_CHANGED)
             cache.layers[layer] = (_empty(k, dim, len(self.ranked)), _empty(v, dim, len(self.ranked)))
-        mask = self.low.mask(mask, q, k.shape[dim], start, forward.canvas)
+        mask = self.low.mask(call.mask, q, k.shape[dim], start, forward.canvas)
         first = start + len(self.plan.kept)
         slice_end = first + len(forward.rows)
         known = max(cache.filled, min(cache.next + len(forward.rows), len(self.ranked)))
