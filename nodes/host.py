@@ -17,26 +17,9 @@ from ..hilo_core.contexts import AttentionCall, Forward
 from ..hilo_core.families import Family
 from ..hilo_core.families.base import Sequence
 from ..hilo_core.lowres import low_picture
+from .conditions import flat, pack_control, shaped, why_dense, without_step_caches
 
 KEY = "hilo_token"
-
-# Patches of other nodes that compare the picture inside the model with one outside it (DiffSynth and Z-Image
-# ControlNets).
-WHOLE_PICTURE_PATCHES = ("double_block", "noise_refiner", "post_input")
-
-# Step caches that may answer in the model's place: a call that fills the context's cache must compute.
-STEP_CACHES = ("easycache",)
-
-# Conditionings whose tokens are placed, or joined to the picture's, by the size of the whole picture: HiDream-E1,
-# HunyuanVideo, Wan Fun, Bernini, and frames of a video.
-WHOLE_PICTURE_INPUTS = (
-    "image_cond",
-    "ref_latent",
-    "reference_latent",
-    "context_latents",
-    "time_dim_concat",
-    "time_dim_replace",
-)
 
 log = logging.getLogger("hilo_token")
 
@@ -114,12 +97,12 @@ class HiLoPatch:
             run.dense_calls += 1
             return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
 
-        reason = _why_dense(run, x, c_concat, control, options, kwargs)
+        reason = why_dense(run, x, c_concat, control, options, kwargs)
         if reason or not run.window.active(float(t.max())):
             if reason:
                 _say(run, f"{reason}; the model runs dense")
             run.dense_calls += 1
-            return _like(run.pin(_flat(executor(x, t, c_concat, c_crossattn, control, options, **kwargs))), x)
+            return shaped(run.pin(flat(executor(x, t, c_concat, c_crossattn, control, options, **kwargs))), x)
 
         base = executor.class_obj
         model = _plain(base.diffusion_model)
@@ -137,13 +120,13 @@ class HiLoPatch:
             }
         with self.family.positions(model, sequence):
             if forward.dense:
-                options = _without_step_caches(options)
+                options = without_step_caches(options)
                 denoised = executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
             else:
-                canvas = _like(run.pack(_flat(x), t, noiser, forward.canvas), x)
+                canvas = shaped(run.pack(flat(x), t, noiser, forward.canvas), x)
                 if c_concat is not None:
-                    c_concat = _like(run.pack_condition(_flat(c_concat), forward.canvas), c_concat)
-                control = _pack_control(run, forward, control)
+                    c_concat = shaped(run.pack_condition(flat(c_concat), forward.canvas), c_concat)
+                control = pack_control(run, forward, control)
                 denoised = executor(canvas, t, c_concat, c_crossattn, control, options, **kwargs)
         if sequence.asked and not sequence.placed:
             raise UnsupportedModel(
@@ -151,8 +134,8 @@ class HiLoPatch:
                 "the result would be wrong; set on_unsupported to dense and report the model"
             )
         run.done(forward)
-        flat = _flat(denoised)
-        return _like(run.pin(flat) if forward.dense else run.unpack(flat, forward.canvas), x)
+        result = flat(denoised)
+        return shaped(run.pin(result) if forward.dense else run.unpack(result, forward.canvas), x)
 
     def _begin(self, base: Any, sigmas: torch.Tensor, noise: torch.Tensor, latent_image: torch.Tensor) -> Run | None:
         """The run's state; ``None`` where everything is computed anyway, so the model stays untouched."""
@@ -160,7 +143,7 @@ class HiLoPatch:
             nested = getattr(noise, "is_nested", False)
             shape = "several latents at once" if nested else f"a latent of shape {tuple(noise.shape)}"
             return self._refuse(f"the sampler was given {shape}; HiLo Token edits single pictures, not video")
-        noise, source = _flat(noise), _flat(latent_image)
+        noise, source = flat(noise), flat(latent_image)
         patch = self.family.patch_size(_plain(base.diffusion_model))
         grid = _named(Grid.of_latent, self.plan.size, tuple(source.shape[-2:]), patch)
         plan = self.plan.on_grid(grid, self.context.uses_low)
@@ -220,73 +203,12 @@ def encode_low_picture(plan: TokenPlan, family: Family, model: Any, vae: Any) ->
     memory."""
     factor = int(vae.spacial_compression_encode())
     grid = Grid.of_picture(plan.size, factor, family.patch_size(model))
-    return _flat(vae.encode(low_picture(plan.image, plan.edit_region, grid, plan.settings.low_factor)))
-
-
-def _why_dense(
-    run: Run, x: torch.Tensor, c_concat: torch.Tensor | None, control: dict | None, options: dict, kwargs: dict
-) -> str | None:
-    """Why this call cannot be compressed, or ``None``: silently wrong is never an option."""
-    count = run.plan.grid.count
-    if c_concat is not None and c_concat.shape[-2:] != x.shape[-2:]:
-        return "the model concatenates a conditioning of another size"
-    for add in _residuals(control):
-        if add.ndim != 3 or add.shape[1] != count:
-            return "a ControlNet gives residuals that are not one row a token"
-    for name in WHOLE_PICTURE_PATCHES:
-        if options.get("patches", {}).get(name):
-            return f"another node patches the model's {name} with a whole picture"
-    mask = kwargs.get("attention_mask")
-    if (
-        isinstance(mask, torch.Tensor)
-        and mask.ndim >= 2
-        and mask.shape[-1] == mask.shape[-2]
-        and mask.shape[-1] >= count
-    ):
-        return "a conditioning brings an attention mask over all tokens"
-    for name in WHOLE_PICTURE_INPUTS:
-        if kwargs.get(name) is not None:
-            return f"a conditioning ({name}) is tied to the size of the whole picture"
-    if kwargs.get("ref_latents_method") == "uxo":
-        return "reference latents are placed relative to the picture's size (uxo)"
-    return None
-
-
-def _residuals(control: dict | None) -> list[torch.Tensor]:
-    return [add for adds in (control or {}).values() for add in adds if add is not None]
-
-
-def _pack_control(run: Run, forward: Forward, control: dict | None) -> dict | None:
-    """ControlNet residuals, one row a token, in canvas order."""
-    if control is None:
-        return None
-    canvas = forward.canvas
-    return {
-        place: [None if add is None else run.pack_rows(add, canvas) for add in adds] for place, adds in control.items()
-    }
-
-
-def _without_step_caches(options: dict) -> dict:
-    """The options for a call that must reach the model. It also has another size than the compressed calls around it,
-    and EasyCache loses track when the size goes back and forth."""
-    wrappers = options.get("wrappers", {})
-    kind = WrappersMP.DIFFUSION_MODEL
-    others = {key: value for key, value in wrappers.get(kind, {}).items() if key not in STEP_CACHES}
-    return {**options, "wrappers": {**wrappers, kind: others}}
+    return flat(vae.encode(low_picture(plan.image, plan.edit_region, grid, plan.settings.low_factor)))
 
 
 def _plain(diffusion_model: Any) -> Any:
     """The module itself where torch.compile has wrapped it."""
     return getattr(diffusion_model, "_orig_mod", diffusion_model)
-
-
-def _flat(latent: torch.Tensor) -> torch.Tensor:
-    """A one-frame video latent ``(B, C, 1, h, w)`` as a picture's ``(B, C, h, w)``."""
-    return latent[:, :, 0] if latent.ndim == 5 else latent
-
-
-def _like(latent: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    return latent.unsqueeze(2) if like.ndim == 5 else latent
 
 
 def _named(function: Any, *args: Any) -> Any:
