@@ -131,18 +131,21 @@ def lattice(rng: Rng, size: int, steps: tuple[tuple[int, int], ...]) -> tuple[np
 
 
 def gradients(rng: Rng, size: int) -> np.ndarray:
-    """Colour waves along a line, a circle or an angle: one profile fixes the whole picture."""
+    """Colour waves along a line, along two lines at a right angle, or round a point: one profile fixes the picture."""
     first, second = palette(rng, 2)
-    y, x = grid(size)
-    cy, cx = rng.uniform(-size / 2, size / 2, 2)
+    steps = ((1, 1), (1, 2), (2, 1), (2, 2), (0, 2), (2, 0), (1, 3), (3, 1))
     match rng.integers(3):
         case 0:
-            phase, _, _, _ = lattice(rng, size, ((0, 1), (1, 0), (1, 1), (1, 2), (2, 1), (2, 2)))
+            u, _, _, _ = lattice(rng, size, steps)
+            wave = np.cos(2 * np.pi * u)
         case 1:
-            phase = np.hypot(y - cy, x - cx) / (size * rng.uniform(0.15, 0.35))
+            u, v, _, _ = lattice(rng, size, steps)
+            wave = (np.cos(2 * np.pi * u) + np.cos(2 * np.pi * v)) / 2
         case _:
-            phase = np.arctan2(y - cy / 3, x - cx / 3) / (2 * np.pi) * int(rng.integers(2, 7))
-    return mix(first, second, 0.5 - 0.5 * np.cos(2 * np.pi * phase))
+            y, x = grid(size)
+            cy, cx = rng.uniform(-size / 2, size / 2, 2)
+            wave = np.cos(2 * np.pi * np.hypot(y - cy, x - cx) / (size * rng.uniform(0.15, 0.3)))
+    return mix(first, second, 0.5 - 0.5 * wave)
 
 
 def lighting(rng: Rng, size: int) -> np.ndarray:
@@ -192,39 +195,39 @@ def lit(rng: Rng, picture: np.ndarray) -> np.ndarray:
 
 
 def mirror(rng: Rng, size: int) -> np.ndarray:
-    """Shapes on one half, mirrored to the other: left-right, top-bottom or across a diagonal."""
-    half = canvas(ramp(rng, size))
-    scatter_shapes(rng, half, int(rng.integers(16, 32)), size / 256 * rng.uniform(24, 48))
-    picture = half.astype(np.float32)
-    y, x = grid(size)
+    """A kaleidoscope: shapes in one half of a tile, mirrored left-right, top-bottom or across a diagonal; the tile
+    repeats, so that a masked part follows from its mirror image and from its twin."""
+    half = canvas(ramp(rng, TILE))
+    scatter_shapes(rng, half, int(rng.integers(8, 16)), rng.uniform(14, 28))
+    y, x = grid(TILE)
     match rng.integers(4):
         case 0:
-            picture = np.where((x < 0)[..., None], picture, picture[:, ::-1])
+            tile = np.where((x < 0)[..., None], half, half[:, ::-1])
         case 1:
-            picture = np.where((y < 0)[..., None], picture, picture[::-1])
+            tile = np.where((y < 0)[..., None], half, half[::-1])
         case 2:
-            picture = np.where((x < y)[..., None], picture, picture.transpose(1, 0, 2))
+            tile = np.where((x < y)[..., None], half, half.transpose(1, 0, 2))
         case _:
-            picture = np.where((x < -y)[..., None], picture, picture[::-1, ::-1].transpose(1, 0, 2))
-    return picture
+            tile = np.where((x < -y)[..., None], half, half[::-1, ::-1].transpose(1, 0, 2))
+    return repeat(rng, tile, size)
 
 
 def rotation(rng: Rng, size: int) -> np.ndarray:
-    """A rosette: shapes repeated 2 to 8 times round the picture's centre."""
+    """Rosettes, one a tile: shapes repeated 2 to 8 times round a centre."""
     fold = int(rng.choice([2, 3, 4, 5, 6, 8]))
-    y, x = grid(size)
+    y, x = grid(TILE)
     first, last = palette(rng, 2)
-    picture = canvas(mix(first, last, np.hypot(y, x) / (size * 0.71)))
-    for radius in np.sort(rng.uniform(0.1, 0.62, int(rng.integers(4, 8))))[::-1] * size:
-        reach = min(np.pi * radius / fold * 1.3, size * 0.22)
+    tile = canvas(mix(first, last, np.clip(np.hypot(y, x) / (TILE * 0.5), 0, 1)))
+    for radius in np.sort(rng.uniform(0.1, 0.42, int(rng.integers(3, 6))))[::-1] * TILE:
+        reach = min(np.pi * radius / fold * 1.3, TILE * 0.22)
         outline, paint = polygon(rng, reach * rng.uniform(0.7, 1.2)), colour(rng)
         start = rng.uniform(0, 2 * np.pi)
         for turn in range(fold):
             angle = start + 2 * np.pi * turn / fold
             cos, sin = np.cos(angle), np.sin(angle)
             points = (outline + np.array([radius, 0.0])) @ np.array([[cos, sin], [-sin, cos]])
-            fill(picture, points + (size - 1) / 2, paint)
-    return picture.astype(np.float32)
+            fill(tile, points + (TILE - 1) / 2, paint)
+    return repeat(rng, tile, size)
 
 
 def motif(rng: Rng, size: int) -> np.ndarray:
@@ -271,32 +274,33 @@ def glyphs(rng: Rng, size: int) -> np.ndarray:
 
 
 def perspective(rng: Rng, size: int) -> np.ndarray:
-    """A tiled floor to the horizon, or a tiled corridor, seen in perspective."""
-    y, x = grid(size)
-    x = x - rng.uniform(-0.25, 0.25) * size
-    tiles = rng.uniform(1.0, 2.2)
+    """A wall of the same box again and again: a tiled floor to the horizon, or a tiled corridor, in perspective."""
+    y, x = grid(TILE)
+    x = x - rng.uniform(-0.25, 0.25) * TILE
+    tiles = rng.uniform(0.8, 1.6)
     if rng.random() < 0.5:
-        depth_below = y + rng.uniform(0.2, 0.45) * size
+        depth_below = y + rng.uniform(0.2, 0.45) * TILE
         surface = depth_below > 0
-        near = np.where(surface, depth_below, 1.0) / size
-        across, along = x / size / near * tiles, tiles / near
+        near = np.where(surface, depth_below, 1.0) / TILE
+        across, along = x / TILE / near * tiles, tiles / near
     else:
-        y = y - rng.uniform(-0.25, 0.25) * size
-        near = np.maximum(np.maximum(np.abs(x), np.abs(y)) / size, 1e-3)
+        y = y - rng.uniform(-0.25, 0.25) * TILE
+        near = np.maximum(np.maximum(np.abs(x), np.abs(y)) / TILE, 1e-3)
         surface = near > 0.06
         wall = np.abs(x) > np.abs(y)
-        across, along = np.where(wall, y, x) / size / near * tiles, tiles * 0.7 / near
+        across, along = np.where(wall, y, x) / TILE / near * tiles, tiles * 0.7 / near
     # the narrower of the two footprints a tile has on screen tells where tiles become too small to draw
-    pixels = np.minimum(near / tiles, near**2 / tiles) * size
-    a, b = square_wave(across / 2, 2 * near / tiles * size), square_wave(along / 2, 2 * near**2 / tiles * size)
+    pixels = np.minimum(near / tiles, near**2 / tiles) * TILE
+    a, b = square_wave(across / 2, 2 * near / tiles * TILE), square_wave(along / 2, 2 * near**2 / tiles * TILE)
     first, second, far = palette(rng, 3)
     check = a * (1 - b) + b * (1 - a)
     sharp = np.clip(pixels / 6 - 0.3, 0, 1)
-    picture = mix(first, second, 0.5 + (check - 0.5) * sharp)
+    drawn = mix(first, second, 0.5 + (check - 0.5) * sharp)
     haze = np.clip(1 - near / 0.25, 0, 1) ** 2
-    picture = mix(picture, np.broadcast_to(far, picture.shape), haze)
-    sky = np.clip(0.35 - y / size * 1.4, 0, 1) * 0.5
-    return np.where(surface[..., None], picture, mix(far, np.full(3, 255, np.float32), sky))
+    drawn = mix(drawn, np.broadcast_to(far, drawn.shape), haze)
+    sky = np.clip(0.35 - y / TILE * 1.4, 0, 1) * 0.5
+    box = np.where(surface[..., None], drawn, mix(far, np.full(3, 255, np.float32), sky))
+    return repeat(rng, box, size)
 
 
 KINDS: dict[str, Callable[[Rng, int], np.ndarray]] = {

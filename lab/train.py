@@ -20,7 +20,7 @@ from lab.dit import CONTEXT_TOKENS, CONTEXT_WIDTH, GUIDANCE, POOLED_WIDTH, build
 from lab.judge import judge
 from lab.optimize import Optimizers, moving_average
 from lab.pictures import HELD_OUT_SEED, KINDS, picture
-from lab.replay import ReplayPool, draw, to_tensor
+from lab.replay import MASKS_PER_PICTURE, ReplayPool, draw, to_tensor
 from lab.run import Run
 from lab.sampling import grid_ids
 
@@ -136,13 +136,15 @@ def train_dit(args: argparse.Namespace) -> None:
         pairs = "  ".join(f"{kind} {row['dense']:.1f}/{row['telea']:.1f}" for kind, row in table.items())
         run.bar.write(f"step {run.step}  PSNR in the mask, dense/Telea: {pairs}")
 
-    running = True
+    running, owed = True, 0.0
     while running:
         side = 2 * args.size if run.progress > 0.85 and run.step % 4 == 0 else args.size
         pool, batch, grid = pools[side], batches[side], side // 16
         # a pool fills quickly at first; then an entry is replaced after it was used about `reuse` times
-        fresh = max(1, batch // (2 * args.reuse))
-        pool.refresh(32 if not pool.written else 2 * fresh if pool.written < pool.capacity // 4 else fresh)
+        hurry = 4 if pool.written < pool.capacity // 4 else 1
+        owed += hurry * batch / (MASKS_PER_PICTURE * args.reuse)
+        pool.refresh(int(owed) if pool.written else 32)
+        owed %= 1
         latents, conditions, painted = pool.sample(batch)
         noise, sigma = torch.randn_like(latents), noise_levels(batch, args.device)
         noisy = torch.lerp(latents, noise, sigma[:, None, None])
@@ -176,7 +178,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--pool", type=int, default=4096, help="dit: encoded samples held in memory")
-    parser.add_argument("--reuse", type=int, default=8, help="dit: how often an encoded sample is trained on")
+    parser.add_argument("--reuse", type=int, default=16, help="dit: how often an encoded sample is trained on")
     parser.add_argument("--no-compile", dest="compile", action="store_false", help="dit: without torch.compile")
     parser.add_argument("--every", type=int, default=400, help="steps between checkpoints")
     parser.add_argument("--seed", type=int, default=0)
