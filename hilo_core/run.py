@@ -6,7 +6,9 @@ Made when sampling begins, gone when it ends; nothing is kept on the model or be
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -15,6 +17,7 @@ from .contexts import Context, ContextRun, Forward
 from .lowres import LowBlocks, low_latent
 from .plan import GridPlan
 from .schedule import Window
+from .stopwatch import Stopwatch
 
 # (sigma (B,), noise, clean latent) -> noisy latent of the same shape, as the model's own noise schedule has it.
 Noiser = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -37,6 +40,7 @@ class Run:
         calls, dense_calls: model calls so far, compressed and dense.
         computed: tokens that the compressed calls computed together.
         said: what the artist has been told.
+        stopwatch: times of the model's calls, see ``timed``.
         spans: see ``families.base.Sequence``.
     """
 
@@ -52,6 +56,7 @@ class Run:
     dense_calls: int = field(init=False, default=0)
     computed: int = field(init=False, default=0)
     said: set[str] = field(init=False, default_factory=set)
+    stopwatch: Stopwatch = field(init=False, default_factory=Stopwatch)
     spans: dict[tuple[int, ...], int | None] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -81,6 +86,10 @@ class Run:
         else:
             self.calls += 1
             self.computed += forward.canvas.tokens
+
+    def timed(self, dense: bool) -> AbstractContextManager[None]:
+        """Time one model call; the clock stops when the block ends."""
+        return self.stopwatch.time("dense" if dense else "compressed", self.source.device)
 
     def pack(self, x: torch.Tensor, sigma: torch.Tensor, noiser: Noiser, canvas: Canvas | None = None) -> torch.Tensor:
         """The noisy canvas.
@@ -131,13 +140,42 @@ class Run:
         tokens = torch.where(edit, to_tokens(denoised, self.plan.grid.patch), self._source_tokens(denoised))
         return from_tokens(tokens, self.plan.grid.rows, self.plan.grid.cols, self.plan.grid.latent)
 
+    def facts(self) -> dict[str, Any]:
+        """What the run did, for the node and the log.
+
+        Returns:
+            ``tokens``, ``all_tokens``: of a compressed call (mean) and of a dense one; ``compressed_calls``,
+            ``dense_calls``; ``context``: its name; ``cache_bytes``, ``cache_place``: what the context keeps and where,
+            "" where it keeps nothing; ``dense_seconds``, ``compressed_seconds``: medians a call, ``None`` where there
+            was none; ``said``: what the artist has been told.
+        """
+        return {
+            "tokens": round(self.computed / self.calls) if self.calls else self.plan.grid.count,
+            "all_tokens": self.plan.grid.count,
+            "compressed_calls": self.calls,
+            "dense_calls": self.dense_calls,
+            "context": self.context.name,
+            "cache_bytes": self.state.cache_bytes,
+            "cache_place": self.state.cache_place,
+            "dense_seconds": self.stopwatch.median("dense"),
+            "compressed_seconds": self.stopwatch.median("compressed"),
+            "said": sorted(self.said),
+        }
+
     def summary(self) -> str:
         """One line for the log when the run ends."""
+        facts = self.facts()
         calls = self.calls + self.dense_calls
         if not self.calls:
             return f"all {calls} model calls ran dense"
-        tokens = round(self.computed / self.calls)
-        return f"{self.calls} of {calls} model calls ran on {tokens:,} of {self.plan.grid.count:,} tokens"
+        parts = [f"{self.calls} of {calls} model calls ran on {facts['tokens']:,} of {facts['all_tokens']:,} tokens"]
+        if facts["dense_seconds"] and facts["compressed_seconds"]:
+            parts.append(f"{facts['dense_seconds'] / facts['compressed_seconds']:.1f} times as fast as a dense call")
+        if facts["cache_bytes"]:
+            parts.append(
+                f"context {facts['context']} kept {facts['cache_bytes'] / 1e9:.2f} GB ({facts['cache_place']})"
+            )
+        return "; ".join(parts)
 
     def _source_tokens(self, like: torch.Tensor) -> torch.Tensor:
         """``(n * B, N, C, p, p)`` a copy of the source for as many conditionings as ``like`` has."""

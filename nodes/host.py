@@ -102,7 +102,9 @@ class HiLoPatch:
             if reason:
                 _say(run, f"{reason}; the model runs dense")
             run.dense_calls += 1
-            return shaped(run.pin(flat(executor(x, t, c_concat, c_crossattn, control, options, **kwargs))), x)
+            with run.timed(dense=True):
+                denoised = executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+            return shaped(run.pin(flat(denoised)), x)
 
         base = executor.class_obj
         model = _plain(base.diffusion_model)
@@ -121,13 +123,15 @@ class HiLoPatch:
         with self.family.positions(model, sequence):
             if forward.dense:
                 options = without_step_caches(options)
-                denoised = executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+                with run.timed(dense=True):
+                    denoised = executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
             else:
                 canvas = shaped(run.pack(flat(x), t, noiser, forward.canvas), x)
                 if c_concat is not None:
                     c_concat = shaped(run.pack_condition(flat(c_concat), forward.canvas), c_concat)
                 control = pack_control(run, forward, control)
-                denoised = executor(canvas, t, c_concat, c_crossattn, control, options, **kwargs)
+                with run.timed(dense=False):
+                    denoised = executor(canvas, t, c_concat, c_crossattn, control, options, **kwargs)
         if sequence.asked and not sequence.placed:
             raise UnsupportedModel(
                 f"HiLo Patch Model: this {self.family.name} model asked for positions in a form that is not known, so "

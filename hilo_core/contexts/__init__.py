@@ -11,11 +11,7 @@ from .low import LowContext
 from .rolling import RollingContext
 
 CONTEXTS: dict[str, type[Context]] = {
-    "none": Context,
-    "low": LowContext,
-    "cache": CacheContext,
-    "pooled cache": PooledCacheContext,
-    "rolling": RollingContext,
+    context.name: context for context in (Context, LowContext, CacheContext, PooledCacheContext, RollingContext)
 }
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -83,15 +84,27 @@ class ContextRun:
     def done(self, forward: Forward) -> None:
         """The call has returned."""
 
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of keys and values it keeps."""
+        return 0
+
+    @property
+    def cache_place(self) -> str:
+        """Where it keeps them, "" where it keeps nothing."""
+        return ""
+
 
 @dataclass(frozen=True)
 class Context:
     """The choice ``none``: the model sees the edit region and the high-frequency tokens, nothing else (LazyDiffusion).
 
     Attributes:
+        name: on the node.
         uses_low: the plan's canvas carries low tokens.
     """
 
+    name: ClassVar[str] = "none"
     uses_low: bool = False
 
     @property

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 
@@ -45,6 +46,7 @@ class CacheContext(Context):
         refresh: a dense step in so many; 0 for the first one only.
     """
 
+    name: ClassVar[str] = "cache"
     refresh: int = 4
 
     @property
@@ -64,6 +66,8 @@ class CacheContext(Context):
 class PooledCacheContext(CacheContext):
     """The choice ``pooled cache``: rows averaged over blocks of 2 x 2 left out tokens, a quarter of the memory, each
     with log n on its logits."""
+
+    name: ClassVar[str] = "pooled cache"
 
     @property
     def pool(self) -> int:
@@ -114,6 +118,14 @@ class CacheRun(ContextRun):
             del self.caches[forward.conds]
         elif not forward.dense and cache.seen not in (0, len(cache.layers)):
             raise UnsupportedModel(LAYERS_CHANGED)
+
+    @property
+    def cache_bytes(self) -> int:
+        return sum(cache.bytes for cache in self.caches.values())
+
+    @property
+    def cache_place(self) -> str:
+        return "device" if self.caches else ""
 
     def _rows(self, rows: torch.Tensor, call: AttentionCall) -> torch.Tensor:
         """What is cached of a dense call's keys or values."""

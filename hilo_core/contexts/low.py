@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -19,6 +20,7 @@ class LowContext(Context):
             attention, ToMe section 3). Without it a block of 16 tokens has the voice of one.
     """
 
+    name: ClassVar[str] = "low"
     uses_low: bool = True
     proportional: bool = True
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 
@@ -30,6 +31,7 @@ class RollingContext(Context):
         warm: begin with one dense step. Cold, low-frequency tokens stand in for what is not cached yet.
     """
 
+    name: ClassVar[str] = "rolling"
     share: float = 0.2
     warm: bool = True
 
@@ -139,6 +141,14 @@ class RollingRun(ContextRun):
             end = cache.next + len(forward.rows)
             cache.filled = max(cache.filled, min(end, len(self.ranked)))
             cache.next = end % len(self.ranked)
+
+    @property
+    def cache_bytes(self) -> int:
+        return sum(cache.bytes for cache in self.caches.values())
+
+    @property
+    def cache_place(self) -> str:
+        return "device" if self.caches else ""
 
 
 def _empty(like: torch.Tensor, dim: int, count: int) -> torch.Tensor:

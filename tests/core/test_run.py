@@ -121,3 +121,29 @@ def test_the_window_of_noise_levels() -> None:
     window = Window(0.8, 0.2)
     assert [window.active(sigma) for sigma in (0.9, 0.8, 0.5, 0.2, 0.1)] == [False, True, True, True, False]
     assert Window().active(80.0) and Window().active(0.0)
+
+
+def test_what_a_run_reports() -> None:
+    """The keys are read by the node's page: they stay."""
+    one = run()
+    assert set(one.facts()) == {
+        "tokens", "all_tokens", "compressed_calls", "dense_calls", "context", "cache_bytes", "cache_place",
+        "dense_seconds", "compressed_seconds", "said",
+    }  # fmt: skip
+    assert one.facts()["compressed_seconds"] is None and "model calls ran dense" in one.summary()
+    for _ in range(3):
+        with one.timed(dense=False):
+            sum(range(1000))
+        one.done(one.forward(0.5))
+    with one.timed(dense=True):
+        sum(range(100_000))
+    one.dense_calls += 1
+    with pytest.raises(RuntimeError), one.timed(dense=True):
+        raise RuntimeError
+    one.said.add("a sentence")
+    facts = one.facts()
+    assert facts["tokens"] == one.plan.tokens and facts["all_tokens"] == one.plan.grid.count
+    assert (facts["compressed_calls"], facts["dense_calls"], facts["context"]) == (3, 1, "low")
+    assert 0 < facts["compressed_seconds"] < facts["dense_seconds"] and facts["said"] == ["a sentence"]
+    assert len(one.stopwatch.seconds["dense"]) == 1, "a call that fails is not timed"
+    assert "3 of 4 model calls" in one.summary() and "times as fast as a dense call" in one.summary()
