@@ -5,6 +5,7 @@ from .composite import composite
 from .contexts import CONTEXTS, Context, make_context
 from .families import FAMILIES, UnsupportedModel, find_family
 from .grid import Grid
+from .methods import METHODS, Method, make_method
 from .plan import PRESETS, GridPlan, PlanSettings, TokenPlan, make_plan
 from .run import Run
 from .schedule import Window
@@ -12,11 +13,13 @@ from .schedule import Window
 __all__ = [
     "CONTEXTS",
     "FAMILIES",
+    "METHODS",
     "PRESETS",
     "Canvas",
     "Context",
     "Grid",
     "GridPlan",
+    "Method",
     "PlanSettings",
     "Run",
     "TokenPlan",
@@ -25,5 +28,6 @@ __all__ = [
     "composite",
     "find_family",
     "make_context",
+    "make_method",
     "make_plan",
 ]

@@ -15,7 +15,9 @@ import torch
 from .canvas import Canvas, from_tokens, pad_to_tokens, to_tokens
 from .contexts import Context, ContextRun, Forward
 from .lowres import LowBlocks, low_latent
+from .methods import HiLo, Method, MethodRun
 from .plan import GridPlan
+from .references import References
 from .schedule import Window
 from .stopwatch import Stopwatch
 
@@ -36,7 +38,10 @@ class Run:
         low_clean: ``(B, C, block rows * p, block cols * p)`` the encoded low picture in the model's scale; without it
             the low tokens are averaged from ``source``.
         sigmas: ``(S + 1,)`` the schedule, for contexts that act by step.
+        method: which of the tokens each step and layer computes, and what attention sees.
         state: the context at work.
+        references: reference latents that show the source.
+        work: the method at work, around the context.
         calls, dense_calls: model calls so far, compressed and dense.
         computed: tokens that the compressed calls computed together.
         said: what the artist has been told.
@@ -51,7 +56,10 @@ class Run:
     noise: torch.Tensor
     low_clean: torch.Tensor | None = None
     sigmas: torch.Tensor | None = None
+    method: Method = field(default_factory=HiLo)
     state: ContextRun = field(init=False)
+    references: References = field(init=False)
+    work: MethodRun = field(init=False)
     calls: int = field(init=False, default=0)
     dense_calls: int = field(init=False, default=0)
     computed: int = field(init=False, default=0)
@@ -61,13 +69,17 @@ class Run:
 
     def __post_init__(self) -> None:
         self.state = self.context.start(self.plan)
+        steps = 1 if self.sigmas is None else len(self.sigmas) - 1
+        self.work = self.method.start(self.plan, self.state, steps)
         self._edit = self.plan.edit.to(self.source.device)
         self._low_of: tuple[Canvas, torch.Tensor, torch.Tensor] | None = None
+        patch, dropped = self.plan.grid.patch, self.plan.dropped
+        self.references = References(self.source, patch, self.canvas, dropped, self.context, self.pack_clean)
 
     @property
     def canvas(self) -> Canvas:
         """What a compressed call computes, or begins with."""
-        return self.state.canvas
+        return self.work.canvas
 
     def fits(self, latent: torch.Tensor) -> bool:
         """Whether a latent ``(n * B, C, h, w)`` lies on this run's grid; area conditioning passes crops that do not."""
@@ -76,11 +88,11 @@ class Run:
     def forward(self, sigma: float, conds: Hashable = ()) -> Forward:
         """What the next model call computes, see ``ContextRun.forward``."""
         step = 0 if self.sigmas is None else int((self.sigmas - sigma).abs().argmin())
-        return self.state.forward(step, conds)
+        return self.work.forward(step, conds)
 
     def done(self, forward: Forward) -> None:
         """The model call has returned."""
-        self.state.done(forward)
+        self.work.done(forward)
         if forward.dense:
             self.dense_calls += 1
         else:
@@ -117,6 +129,14 @@ class Run:
         canvas = canvas or self.canvas
         low = None if canvas.blocks is None else self._average(condition, canvas.blocks)
         return canvas.pack(to_tokens(condition, self.plan.grid.patch), low)
+
+    def pack_clean(self, latent: torch.Tensor) -> torch.Tensor:
+        """A clean latent ``(n * B, C, h, w)`` that shows the source, on the canvas with the run's own low tokens."""
+        canvas, low = self.canvas, None
+        if canvas.blocks is not None:
+            copies = latent.shape[0] // self.source.shape[0]
+            low = self._low(canvas, canvas.blocks)[0].repeat(copies, 1, 1, 1, 1)
+        return canvas.pack(to_tokens(latent, self.plan.grid.patch), low)
 
     def pack_rows(self, rows: torch.Tensor, canvas: Canvas | None = None) -> torch.Tensor:
         """Token features ``(n * B, N, D)``, such as ControlNet residuals, in canvas order ``(n * B, K + L, D)``."""
@@ -155,7 +175,7 @@ class Run:
             "compressed_calls": self.calls,
             "dense_calls": self.dense_calls,
             "context": self.context.name,
-            "cache_bytes": self.state.cache_bytes,
+            "cache_bytes": self.state.cache_bytes + self.references.bytes,
             "cache_place": self.state.cache_place,
             "dense_seconds": self.stopwatch.median("dense"),
             "compressed_seconds": self.stopwatch.median("compressed"),
@@ -169,6 +189,8 @@ class Run:
         if not self.calls:
             return f"all {calls} model calls ran dense"
         parts = [f"{self.calls} of {calls} model calls ran on {facts['tokens']:,} of {facts['all_tokens']:,} tokens"]
+        if self.references.packed:
+            parts[0] += f", and on {self.canvas.tokens:,} of a reference's"
         if facts["dense_seconds"] and facts["compressed_seconds"]:
             parts.append(f"{facts['dense_seconds'] / facts['compressed_seconds']:.1f} times as fast as a dense call")
         if facts["cache_bytes"]:
