@@ -1,12 +1,13 @@
 """Train the lab's model: `python -m lab.train autoencoder`, then `python -m lab.train dit`.
 
 Both write tables (csv), curves.png and a checkpoint into lab/runs/<name> as they go, resume with
-`--resume`, and export their weights to lab/weights at every checkpoint.
+`--resume`, and export their weights at every checkpoint.
 """
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel
 
+from lab import autoencoder
+from lab import dit as transformer
 from lab.autoencoder import build_autoencoder, decode, encode, export_autoencoder, load_autoencoder
 from lab.dit import CONTEXT_TOKENS, CONTEXT_WIDTH, GUIDANCE, POOLED_WIDTH, build_dit, export_dit
 from lab.judge import judge
@@ -59,7 +62,7 @@ def train_autoencoder(args: argparse.Namespace) -> None:
         run.append("held_out_psnr.csv", dict(zip(KINDS, errors.tolist(), strict=True)))
         run.sheet([held_out, decoded])
         run.save(model=vae.state_dict(), optimizer=optimizer.state_dict(), average=average.state_dict())
-        export_autoencoder(smooth.state_dict())
+        export_autoencoder(smooth.state_dict(), args.weights / autoencoder.WEIGHTS.name)
 
     running = True
     while running:
@@ -109,7 +112,7 @@ def train_dit(args: argparse.Namespace) -> None:
     run = Run("dit", args.minutes, args.resume)
     torch.manual_seed(args.seed + run.step)
     rng = np.random.default_rng([args.seed, run.step])
-    vae = load_autoencoder().to(args.device)
+    vae = load_autoencoder(args.weights / autoencoder.WEIGHTS.name).to(args.device)
     dit = build_dit().to(args.device)
     inner = ("transformer_blocks.", "single_transformer_blocks.")
     optimizer = Optimizers(dit, hidden=lambda n: n.startswith(inner) and ".linear." not in n, lr=args.lr)
@@ -130,7 +133,7 @@ def train_dit(args: argparse.Namespace) -> None:
 
     def checkpoint() -> None:
         run.save(model=dit.state_dict(), optimizer=optimizer.state_dict(), average=average.state_dict())
-        export_dit(smooth.state_dict())
+        export_dit(smooth.state_dict(), args.weights / transformer.WEIGHTS.name)
         table = judge(smooth, vae, args.size, count=3, region=False)
         run.append("judge.csv", {kind: row["dense"] for kind, row in table.items()})
         pairs = "  ".join(f"{kind} {row['dense']:.1f}/{row['telea']:.1f}" for kind, row in table.items())
@@ -169,7 +172,8 @@ def train_dit(args: argparse.Namespace) -> None:
             checkpoint()
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
+    """Read the command line and train."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", choices=("autoencoder", "dit"))
     parser.add_argument("--minutes", type=float, default=25, help="length of the whole run, over all resumes")
@@ -182,8 +186,9 @@ def main() -> None:
     parser.add_argument("--no-compile", dest="compile", action="store_false", help="dit: without torch.compile")
     parser.add_argument("--every", type=int, default=400, help="steps between checkpoints")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--weights", type=Path, default=transformer.WEIGHTS.parent, help="where the weights go")
     parser.add_argument("--device", type=torch.device, default="cuda" if torch.cuda.is_available() else "cpu")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     args.size = args.size or (64 if args.model == "autoencoder" else 256)
     (train_autoencoder if args.model == "autoencoder" else train_dit)(args)
 
