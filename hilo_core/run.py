@@ -73,8 +73,7 @@ class Run:
         self.work = self.method.start(self.plan, self.state, steps)
         self._edit = self.plan.edit.to(self.source.device)
         self._low_of: tuple[Canvas, torch.Tensor, torch.Tensor] | None = None
-        patch, dropped = self.plan.grid.patch, self.plan.dropped
-        self.references = References(self.source, patch, self.canvas, dropped, self.context, self.pack_clean)
+        self.references = References(self.source, self.plan.grid.patch, self.canvas, self.context, self.pack_clean)
 
     @property
     def canvas(self) -> Canvas:

@@ -13,10 +13,10 @@ import torch
 from comfy.patcher_extension import WrappersMP
 
 from ..hilo_core import Context, Grid, Run, TokenPlan, UnsupportedModel, Window
-from ..hilo_core.contexts import AttentionCall, Forward
 from ..hilo_core.families import Family
 from ..hilo_core.families.base import Sequence
 from ..hilo_core.lowres import low_picture
+from .attention import override
 from .conditions import flat, pack_control, shaped, why_dense, without_step_caches
 
 KEY = "hilo_token"
@@ -35,6 +35,7 @@ class HiLoPatch:
         start_percent, end_percent: part of the schedule that is compressed, 0 to 1.
         dense_when_unsupported: run dense, and say so, where a run cannot be compressed; else raise.
         low: ``(B, C, h, w)`` the encoded low-frequency picture, in the autoencoder's scale.
+        references: pack the references of edit models that show the source picture.
     """
 
     plan: TokenPlan
@@ -44,6 +45,7 @@ class HiLoPatch:
     end_percent: float = 1.0
     dense_when_unsupported: bool = False
     low: torch.Tensor | None = None
+    references: bool = True
 
     def apply(self, model: Any) -> Any:
         """A clone of a ``ModelPatcher`` that runs compressed; the model given stays as it is."""
@@ -115,11 +117,14 @@ class HiLoPatch:
 
         forward = run.forward(float(t.max()), tuple(options.get("uuids") or options.get("cond_or_uncond", ())))
         sequence = Sequence(forward.canvas, run.spans)
+        references = None
+        if self.references and self.family.refers:
+            references = run.references.begin(kwargs.get("ref_latents"), forward)
+        if references is not None:
+            sequence.references = references.references
         if forward.attends:
-            options = {
-                **options,
-                "optimized_attention_override": self._attention(model, run, forward, sequence, options),
-            }
+            attention = override(self.family, model, run, forward, sequence, references, options)
+            options = {**options, "optimized_attention_override": attention}
         with self.family.positions(model, sequence):
             if forward.dense:
                 options = without_step_caches(options)
@@ -138,6 +143,8 @@ class HiLoPatch:
                 "the result would be wrong; set on_unsupported to dense and report the model"
             )
         run.done(forward)
+        if references is not None:
+            run.references.done(references)
         result = flat(denoised)
         return shaped(run.pin(result) if forward.dense else run.unpack(result, forward.canvas), x)
 
@@ -177,27 +184,6 @@ class HiLoPatch:
         if not self.dense_when_unsupported:
             raise UnsupportedModel(f"HiLo Patch Model: {reason}; bypass the node, or set on_unsupported to dense")
         log.warning("HiLo Token: %s; the model runs dense", reason)
-
-    def _attention(self, model: Any, run: Run, forward: Forward, sequence: Sequence, options: dict) -> Any:
-        """An attention override that shows the context, around the one that another node has set."""
-        before = options.get("optimized_attention_override")
-
-        def attention(
-            function: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: int, *args: Any, **kwargs: Any
-        ):
-            dim = 2 if kwargs.get("skip_reshape") else 1
-            start = self.family.canvas_start(model, sequence, k.shape[dim])
-            if start is not None and start >= 0:
-                mask = args[0] if args else kwargs.get("mask")
-                call = AttentionCall(sequence.calls, q, k, v, mask, start, dim)
-                k, v, mask = run.state.attend(forward, call)
-                args, kwargs = ((mask, *args[1:]), kwargs) if args else ((), {**kwargs, "mask": mask})
-            sequence.calls += 1
-            if before is not None:
-                return before(function, q, k, v, heads, *args, **kwargs)
-            return function(q, k, v, heads, *args, **kwargs)
-
-        return attention
 
 
 def encode_low_picture(plan: TokenPlan, family: Family, model: Any, vae: Any) -> torch.Tensor:

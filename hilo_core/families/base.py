@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -15,6 +16,24 @@ from ..canvas import Canvas
 
 class UnsupportedModel(ValueError):
     """The model, or this use of it, cannot run on a canvas. The message says why in one sentence."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What stands in for one reference latent of an edit model.
+
+    Attributes:
+        canvas: the tokens of it that are computed.
+        latent: ``(B, C, canvas.rows * patch, canvas.cols * patch)`` those tokens, clean.
+    """
+
+    canvas: Canvas
+    latent: torch.Tensor
+
+    def like(self, whole: torch.Tensor) -> torch.Tensor:
+        """The packed latent in the type, and with the time axis, of the reference it stands for."""
+        latent = self.latent.to(whole)
+        return latent.unsqueeze(2) if whole.ndim == 5 else latent
 
 
 @dataclass
@@ -32,6 +51,9 @@ class Sequence:
         asked: how often the model asked for positions; a step cache may skip a whole forward.
         placed: the canvas got its positions.
         lead: attention calls before the canvas is in every one of them, for families that find out while they run.
+        references: for each of the model's reference latents what stands in for it; ``None`` and those left over stay
+            whole.
+        reference_tokens: tokens of each reference that the model has cut so far.
     """
 
     canvas: Canvas
@@ -42,6 +64,12 @@ class Sequence:
     asked: int = 0
     placed: bool = False
     lead: int | None = None
+    references: tuple[Reference | None, ...] = ()
+    reference_tokens: list[int] = field(default_factory=list)
+
+    def reference(self, turn: int) -> Reference | None:
+        """What stands in for the reference of that turn, from 0."""
+        return self.references[turn] if 0 <= turn < len(self.references) else None
 
 
 class Family:
@@ -52,12 +80,14 @@ class Family:
         note: a limit worth knowing; the README lists it.
         classes: full ``module.Class`` names that belong to it.
         attends: its attention calls can be overridden; without that, what is left out cannot be shown or weighed.
+        refers: it takes reference latents, and ``positions`` puts ``Sequence.references`` in their place.
     """
 
     name: str = ""
     note: str = ""
     classes: tuple[str, ...] = ()
     attends: bool = True
+    refers: bool = False
 
     def check(self, model: Any) -> None:
         """Raise ``UnsupportedModel`` for a variant of the class that cannot run on a canvas."""
@@ -78,6 +108,14 @@ class Family:
             keys: number of keys of the call.
         """
         return sequence.start if keys == sequence.length else None
+
+    def reference_starts(self, model: Any, sequence: Sequence, keys: int) -> list[int]:
+        """Where each reference begins among the keys of the running attention call; empty when they are not in there.
+        Here they follow the canvas."""
+        start = self.canvas_start(model, sequence, keys)
+        if start is None or not sequence.reference_tokens:
+            return []
+        return list(accumulate(sequence.reference_tokens[:-1], initial=start + sequence.canvas.tokens))
 
 
 @contextmanager
@@ -232,6 +270,7 @@ class Rotary(Family):
 __all__ = [
     "Family",
     "PositionProxy",
+    "Reference",
     "Rotary",
     "Sequence",
     "UnsupportedModel",

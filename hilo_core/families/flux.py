@@ -4,9 +4,10 @@ them (comfy/ldm/chroma/model.py)."""
 from __future__ import annotations
 
 from .base import Rotary
+from .references import Referring
 
 
-class Flux(Rotary):
+class Flux(Referring):
     """Text, then picture, then reference latents, in one sequence of ids ``[index, row, column]``; Flux.2 counts its
     text on a fourth axis."""
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ class Lumina(Rotary):
     classes = ("comfy.ldm.lumina.model.NextDiT",)
     embedder = "rope_embedder"
     last = True
+    refers = True
 
     def positions(self, model: Any, sequence: Sequence) -> AbstractContextManager[None]:
         placed = super().positions
@@ -32,8 +34,17 @@ class Lumina(Rotary):
 
             def embed_all(one: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
                 # A reference may have the canvas's shape, so the picture is known by what it is.
-                with placed(model, sequence) if one is picture else nullcontext():
-                    return embed(one, *args, **kwargs)
+                if one is picture:
+                    with placed(model, sequence):
+                        return embed(one, *args, **kwargs)
+                packed = sequence.reference(len(sequence.reference_tokens))
+                if packed is None:
+                    parts = embed(one, *args, **kwargs)
+                else:
+                    with placed(model, Sequence(packed.canvas, sequence.spans)):
+                        parts = embed(packed.like(one), *args, **kwargs)
+                sequence.reference_tokens.append(parts[0][-1].shape[1])
+                return parts
 
             with replaced(model, "embed_all", embed_all):
                 return patchify(picture, *args, **kwargs)
@@ -48,3 +59,9 @@ class Lumina(Rotary):
         # Z-Image pads the picture's tokens; a canvas fills the multiple, a whole picture may not.
         multiple = getattr(model, "pad_tokens_multiple", None) or 1
         return keys - -(-sequence.canvas.tokens // multiple) * multiple
+
+    def reference_starts(self, model: Any, sequence: Sequence, keys: int) -> list[int]:
+        end = self.canvas_start(model, sequence, keys)
+        if end is None or not sequence.reference_tokens:
+            return []
+        return list(accumulate(sequence.reference_tokens[:-1], initial=end - sum(sequence.reference_tokens)))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from functools import partial
+from itertools import accumulate
 from typing import Any
+
+import torch
 
 from .base import PositionProxy, Rotary, Sequence, replaced
 
@@ -15,11 +18,41 @@ class OmniGen2(Rotary):
     name = "OmniGen2"
     classes = ("comfy.ldm.omnigen.omnigen2.OmniGen2Transformer2DModel",)
     last = True
+    refers = True
 
-    def positions(self, model: Any, sequence: Sequence) -> AbstractContextManager[None]:
+    def positions(self, model: Any, sequence: Sequence) -> AbstractContextManager[Any]:
         owner = model.rope_embedder  # makes the ids; its own rope_embedder turns them into rotations
         proxy = PositionProxy(owner.rope_embedder, partial(self.rewrite, sequence=sequence))
-        return replaced(owner, "rope_embedder", proxy)
+        flatten = model.flat_and_pad_to_seq
+
+        def flat_and_pad_to_seq(picture: torch.Tensor, references: list[torch.Tensor] | None) -> Any:
+            if references is not None:
+                packed = [sequence.reference(turn) for turn in range(len(references))]
+                references = [
+                    whole if one is None else one.like(whole) for whole, one in zip(references, packed, strict=True)
+                ]
+            parts = flatten(picture, references)
+            sequence.reference_tokens = list(parts[4][0]) if references else []
+            return parts
+
+        stack = ExitStack()
+        stack.enter_context(replaced(owner, "rope_embedder", proxy))
+        stack.enter_context(replaced(model, "flat_and_pad_to_seq", flat_and_pad_to_seq))
+        return stack
+
+    def rewrite(self, ids: torch.Tensor, sequence: Sequence) -> torch.Tensor:
+        placed = super().rewrite(ids, sequence)
+        start = sequence.start - sum(sequence.reference_tokens)
+        for turn, count in enumerate(sequence.reference_tokens):
+            reference = sequence.reference(turn)
+            if reference is not None:
+                canvas = reference.canvas
+                placed[:, start : start + count, 1:] = canvas.position.to(placed)
+                # What follows a reference is as far from it as its longer side.
+                shift = max(canvas.grid_rows, canvas.grid_cols) - max(canvas.rows, canvas.cols)
+                placed[:, start + count :, 0] += shift
+            start += count
+        return placed
 
     def canvas_start(self, model: Any, sequence: Sequence, keys: int) -> int | None:
         if keys == sequence.length:
@@ -27,6 +60,14 @@ class OmniGen2(Rotary):
         # Text or references, refined alone, may be as long as the canvas: only the count of calls tells them apart.
         turn = sequence.calls - len(model.context_refiner)
         return 0 if 0 <= turn < len(model.noise_refiner) else None
+
+    def reference_starts(self, model: Any, sequence: Sequence, keys: int) -> list[int]:
+        turn = sequence.calls - len(model.context_refiner) - len(model.noise_refiner)
+        if not sequence.reference_tokens or turn < 0:
+            return []
+        alone = turn < len(model.ref_image_refiner)
+        end = keys if alone else keys - sequence.canvas.tokens
+        return list(accumulate(sequence.reference_tokens[:-1], initial=end - sum(sequence.reference_tokens)))
 
 
 class Boogu(OmniGen2):

@@ -8,14 +8,12 @@ from typing import Any
 import torch
 
 from .base import Rotary, Sequence
+from .references import Referring
 
 
-class QwenImage(Rotary):
-    """Text, then picture, then references. Rows and columns count from the middle of the picture, and the text begins
-    where the longer half of the picture ends, so a smaller picture moves both."""
-
-    name = "Qwen-Image"
-    classes = ("comfy.ldm.qwen_image.model.QwenImageTransformer2DModel",)
+class TextAfterTheHalf(Rotary):
+    """Rows and columns count from the middle of the picture, and the text begins where the longer half of the picture
+    ends, so a smaller picture moves both."""
 
     def zero(self, side: int) -> int:
         return side // 2
@@ -33,7 +31,14 @@ class QwenImage(Rotary):
         return placed
 
 
-class Lens(QwenImage):
+class QwenImage(TextAfterTheHalf, Referring):
+    """Text, then picture, then references."""
+
+    name = "Qwen-Image"
+    classes = ("comfy.ldm.qwen_image.model.QwenImageTransformer2DModel",)
+
+
+class Lens(TextAfterTheHalf):
     """The picture comes first. Of an odd side the larger half lies before the middle; a token is one latent cell."""
 
     name = "Lens"
@@ -50,8 +55,8 @@ class Lens(QwenImage):
         return slice(sequence.start + sequence.canvas.tokens, None)
 
 
-class MageFlow(Rotary):
-    """As Lens counts, but the text comes first and has no positions."""
+class MageFlow(Referring):
+    """As Lens counts, but the text comes first and has no positions; references come last."""
 
     name = "Mage-Flow"
     classes = ("comfy.ldm.mage_flow.model.MageFlowTransformer2DModel",)

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
+from itertools import count
 from typing import Any
 
 import torch
@@ -47,23 +48,49 @@ class JoyImage(Family):
 
     name = "JoyImage"
     classes = ("comfy.ldm.joyimage.model.JoyImageTransformer3DModel",)
+    refers = True
 
     def patch_size(self, model: Any) -> int:
         return int(model.patch_size[-1])
 
-    def positions(self, model: Any, sequence: Sequence) -> AbstractContextManager[None]:
+    def positions(self, model: Any, sequence: Sequence) -> AbstractContextManager[Any]:
         generate, canvas = model._get_rotary_pos_embed_for_range, sequence.canvas
+        turns = count()
 
         def true_positions(start: Any, stop: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
-            if start[0] > 0:  # a reference; the picture is frame 0
-                return generate(start, stop, *args, **kwargs)
-            whole = generate(start, (stop[0], canvas.grid_rows, canvas.grid_cols), *args, **kwargs)
-            return sample_rotations(whole, canvas)
+            turn = next(turns)  # the picture is the first
+            if turn == 0:
+                whole = generate(start, (stop[0], canvas.grid_rows, canvas.grid_cols), *args, **kwargs)
+                return sample_rotations(whole, canvas)
+            whole = generate(start, stop, *args, **kwargs)
+            packed = sequence.reference(turn - 1)
+            return whole if packed is None else sample_rotations(whole, packed.canvas)
 
-        return replaced(model, "_get_rotary_pos_embed_for_range", true_positions)
+        stack = ExitStack()
+        stack.enter_context(replaced(model, "_get_rotary_pos_embed_for_range", true_positions))
+        stack.enter_context(replaced(model, "img_in", TokenCutter(model.img_in, sequence)))
+        return stack
 
     def canvas_start(self, model: Any, sequence: Sequence, keys: int) -> int | None:
         return 0
+
+
+class TokenCutter(torch.nn.Module):
+    """Stands in for the layer that cuts the picture, and then each reference, into tokens."""
+
+    def __init__(self, cut: torch.nn.Module, sequence: Sequence) -> None:
+        super().__init__()
+        self.cut = cut
+        self.sequence = sequence
+        self.turn = -1  # the picture comes first
+
+    def forward(self, whole: torch.Tensor) -> torch.Tensor:
+        packed = self.sequence.reference(self.turn)
+        tokens = self.cut(whole if packed is None else packed.like(whole))
+        if self.turn >= 0:
+            self.sequence.reference_tokens.append(tokens[0, 0].numel())
+        self.turn += 1
+        return tokens
 
 
 def sample_rotations(whole: torch.Tensor, canvas: Canvas) -> torch.Tensor:

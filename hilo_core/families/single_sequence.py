@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from .base import Rotary
+from .references import Referring
 
 
 class HiDream(Rotary):
@@ -16,7 +17,7 @@ class HiDream(Rotary):
     classes = ("comfy.ldm.hidream.model.HiDreamImageTransformer2DModel",)
 
 
-class Krea2(Rotary):
+class Krea2(Referring):
     """Text, then picture, then references."""
 
     name = "Krea 2"

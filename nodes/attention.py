@@ -1,0 +1,58 @@
+"""The attention override of a model call: what the context adds to keys, values and mask."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ..hilo_core import Run
+from ..hilo_core.contexts import AttentionCall, Forward
+from ..hilo_core.families import Family
+from ..hilo_core.families.base import Sequence
+from ..hilo_core.references import ReferenceCall
+
+
+def override(
+    family: Family,
+    model: Any,
+    run: Run,
+    forward: Forward,
+    sequence: Sequence,
+    references: ReferenceCall | None,
+    options: dict,
+) -> Any:
+    """An ``optimized_attention_override`` that shows the context, around the one that another node has set.
+
+    Args:
+        family, model: tell where the picture and its references lie among the keys.
+        run, forward, sequence: of this model call.
+        references: of this model call, where some are packed.
+        options: the call's ``transformer_options``.
+    """
+    before = options.get("optimized_attention_override")
+
+    def attention(
+        function: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: int, *args: Any, **kwargs: Any
+    ) -> Any:
+        dim = 2 if kwargs.get("skip_reshape") else 1
+        keys, layer = k.shape[dim], sequence.calls
+        start = family.canvas_start(model, sequence, keys)
+        mask = args[0] if args else kwargs.get("mask")
+        shown = mask
+        if references is not None:
+            starts = family.reference_starts(model, sequence, keys)
+            references.keep(layer, k, v, starts, dim)
+            shown = references.weigh(shown, q, keys, starts)
+        if start is not None and start >= 0:
+            k, v, shown = run.work.attend(forward, AttentionCall(layer, q, k, v, shown, start, dim))
+        if references is not None:
+            k, v, shown = references.recall(layer, q, k, v, shown, dim)
+        sequence.calls += 1
+        if shown is not mask:
+            args, kwargs = ((shown, *args[1:]), kwargs) if args else ((), {**kwargs, "mask": shown})
+        if before is not None:
+            return before(function, q, k, v, heads, *args, **kwargs)
+        return function(q, k, v, heads, *args, **kwargs)
+
+    return attention
