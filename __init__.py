@@ -11,10 +11,12 @@ async def comfy_entrypoint():
 
     from .nodes.patch import HiLoPatchModel
     from .nodes.planner import HiLoTokenPlanner
+    from .nodes.route import add_route
     from .nodes.unpack import HiLoUnpack
 
     class HiLoTokenExtension(ComfyExtension):
         async def get_node_list(self) -> list[type[io.ComfyNode]]:
             return [HiLoTokenPlanner, HiLoPatchModel, HiLoUnpack]
 
+    add_route()
     return HiLoTokenExtension()

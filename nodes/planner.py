@@ -102,14 +102,40 @@ class HiLoTokenPlanner(io.ComfyNode):
         low_factor: str,
     ) -> io.NodeOutput:
         try:
-            factor = 0 if low_factor == "off" else int(low_factor)
-            settings = PRESETS.get(preset) or PlanSettings(dilation, detail, threshold, factor)
-            plan: TokenPlan = make_plan(image, mask, settings)
+            plan: TokenPlan = make_plan(image, mask, settings_of(preset, dilation, detail, threshold, low_factor))
             on_grid = plan.on_grid(Grid.of_picture(plan.size))
         except ValueError as error:
             raise ValueError(f"HiLo Token Planner: {error}") from error
         for note in plan.notes:
             log.warning("HiLo Token Planner: %s", note)
-        preview = report.overlay(plan, on_grid)
-        shown = ui.PreviewImage(preview, cls=cls)
-        return io.NodeOutput(plan, plan.edit_region.float(), preview, report.describe(plan, on_grid), ui=shown)
+        return io.NodeOutput(
+            plan,
+            plan.edit_region.float(),
+            report.overlay(plan, on_grid),
+            report.describe(plan, on_grid),
+            ui={"hilo_plan": [_remember(plan)]},
+        )
+
+
+def settings_of(
+    preset: str = "balanced", dilation: int = 24, detail: float = 0.1, threshold: float = 0.1, low_factor: str = "4"
+) -> PlanSettings:
+    """The settings that the widgets say.
+
+    Raises:
+        ValueError: a value out of its range.
+    """
+    if preset != "custom" and preset not in PRESETS:
+        raise ValueError(f"preset is {preset!r}; it must be custom or one of {', '.join(PRESETS)}")
+    if low_factor not in LOW_FACTORS:
+        raise ValueError(f"low_factor is {low_factor!r}; it must be one of {', '.join(LOW_FACTORS)}")
+    factor = 0 if low_factor == "off" else int(low_factor)
+    return PRESETS.get(preset) or PlanSettings(dilation, detail, threshold, factor)
+
+
+def _remember(plan: TokenPlan) -> str:
+    """Save the picture, with the mask as its transparency, among the host's temporary files; its name as Load Image
+    takes it. So the page can go on showing plans of a picture that other nodes have made."""
+    alpha = 1 - plan.mask.any(dim=0).float()
+    saved = ui.PreviewImage(torch.cat([plan.image[:1], alpha[None, ..., None]], dim=-1)).values[0]
+    return "/".join(filter(None, (saved["subfolder"], saved["filename"]))) + " [temp]"
