@@ -16,9 +16,7 @@ from ..hilo_core import Context, Grid, Run, TokenPlan, UnsupportedModel, Window
 from ..hilo_core.families import Family
 from ..hilo_core.families.base import Sequence
 from ..hilo_core.lowres import low_picture
-from ..hilo_core.methods import HiLo, Method
 from .attention import override
-from .blocks import Blocks, why_whole
 from .conditions import flat, pack_control, shaped, why_dense, without_step_caches
 from .events import announce, told
 
@@ -39,7 +37,6 @@ class HiLoPatch:
         dense_when_unsupported: run dense, and say so, where a run cannot be compressed; else raise.
         low: ``(B, C, h, w)`` the encoded low-frequency picture, in the autoencoder's scale.
         references: pack the references of edit models that show the source picture.
-        method: which of the tokens each step and layer computes.
         node: id of the node on the page that shows what a run did, if any.
     """
 
@@ -51,7 +48,6 @@ class HiLoPatch:
     dense_when_unsupported: bool = False
     low: torch.Tensor | None = None
     references: bool = True
-    method: Method = HiLo()
     node: str | None = None
 
     def apply(self, model: Any) -> Any:
@@ -108,8 +104,6 @@ class HiLoPatch:
             return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
 
         reason = why_dense(run, x, c_concat, control, options, kwargs)
-        if reason is None and self.method.cuts_layers:
-            reason = why_whole(_plain(executor.class_obj.diffusion_model), kwargs)
         if reason or not run.window.active(float(t.max())):
             if reason:
                 _say(run, f"{reason}; the model runs dense")
@@ -128,15 +122,12 @@ class HiLoPatch:
         forward = run.forward(float(t.max()), tuple(options.get("uuids") or options.get("cond_or_uncond", ())))
         sequence = Sequence(forward.canvas, run.spans)
         references = None
-        if self.references and self.family.refers and not self.method.whole:
+        if self.references and self.family.refers:
             references = run.references.begin(kwargs.get("ref_latents"), forward)
         if references is not None:
             sequence.references = references.references
-        blocks = Blocks(self.family, model, run, forward, sequence) if self.method.cuts_layers else None
-        if blocks is not None:
-            options = blocks.replaced(options)
         if forward.attends:
-            attention = override(self.family, model, run, forward, sequence, references, options, blocks)
+            attention = override(self.family, model, run, forward, sequence, references, options)
             options = {**options, "optimized_attention_override": attention}
         with self.family.positions(model, sequence):
             if forward.dense:
@@ -170,12 +161,12 @@ class HiLoPatch:
         noise, source = flat(noise), flat(latent_image)
         patch = self.family.patch_size(_plain(base.diffusion_model))
         grid = _named(Grid.of_latent, self.plan.size, tuple(source.shape[-2:]), patch)
-        plan = self.method.on_grid(self.plan, grid, self.context.uses_low)
-        if self.method.idle(plan):
+        plan = self.plan.on_grid(grid, self.context.uses_low)
+        if plan.dense:
             return self._dense("the edit region and its details cover the picture", logging.INFO)
         if not torch.count_nonzero(noise):
             return self._dense(
-                "this sampler goes on from a noisy latent without adding noise, so the source picture is not known to it"
+                "this sampler goes on from a noisy latent without adding noise, so the source picture is not known"
             )
         if not torch.count_nonzero(source):
             raise ValueError(
@@ -188,7 +179,7 @@ class HiLoPatch:
         if self.low is not None and plan.low is not None:
             low = base.process_latent_in(self.low)
             low = low.repeat(-(-source.shape[0] // low.shape[0]), 1, 1, 1)[: source.shape[0]].to(source)
-        return Run(plan, self.context, window, source, noise, low, sigmas.detach().cpu(), self.method)
+        return Run(plan, self.context, window, source, noise, low, sigmas.detach().cpu())
 
     def _refuse(self, reason: str) -> None:
         if not self.dense_when_unsupported:
