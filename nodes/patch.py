@@ -8,6 +8,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..hilo_core import CONTEXTS, TokenPlan, UnsupportedModel, find_family, make_context
+from .events import announce
 from .host import HiLoPatch, encode_low_picture
 from .schema import CATEGORY, PLAN_TOOLTIP, HiLoPlan, newer
 
@@ -97,6 +98,7 @@ class HiLoPatchModel(io.ComfyNode):
                     **newer(io.Float.Input, advanced=True),
                 ),
             ],
+            hidden=[io.Hidden.unique_id],
             outputs=[
                 io.Model.Output(
                     "patched",
@@ -125,11 +127,13 @@ class HiLoPatchModel(io.ComfyNode):
                 f"HiLo Patch Model: start_percent ({start_percent}) lies after end_percent ({end_percent}); swap them"
             )
         diffusion_model = model.get_model_object("diffusion_model")
+        page_node = getattr(cls.hidden, "unique_id", None)
         try:
             family = find_family(diffusion_model)
         except UnsupportedModel as error:
             if on_unsupported == "dense":
                 log.warning("HiLo Patch Model: %s; it runs dense", error)
+                announce(page_node, ["runs dense", f"{error}."])
                 return io.NodeOutput(model.clone())
             raise UnsupportedModel(
                 f"HiLo Patch Model: {error}; bypass the node, or set on_unsupported to dense"
@@ -150,5 +154,6 @@ class HiLoPatchModel(io.ComfyNode):
         low = None
         if vae is not None and chosen.uses_low and plan.settings.low_factor:
             low = encode_low_picture(plan, family, diffusion_model, vae)
-        patch = HiLoPatch(plan, family, chosen, start_percent, end_percent, on_unsupported == "dense", low)
+        dense = on_unsupported == "dense"
+        patch = HiLoPatch(plan, family, chosen, start_percent, end_percent, dense, low, node=page_node)
         return io.NodeOutput(patch.apply(model))
