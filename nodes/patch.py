@@ -97,6 +97,15 @@ class HiLoPatchModel(io.ComfyNode):
                     tooltip="For context rolling: the part of the left out tokens that each step renews.",
                     **newer(io.Float.Input, advanced=True),
                 ),
+                io.Combo.Input(
+                    "references",
+                    options=["compress", "whole"],
+                    optional=True,
+                    default="compress",
+                    tooltip="For edit models, which get the source picture as a reference, too: compress it by the "
+                    "same plan, or leave it whole. A reference that shows another picture is always left whole.",
+                    **newer(io.Combo.Input, advanced=True),
+                ),
             ],
             hidden=[io.Hidden.unique_id],
             outputs=[
@@ -121,6 +130,7 @@ class HiLoPatchModel(io.ComfyNode):
         vae: Any = None,
         refresh: int = 4,
         share: float = 0.2,
+        references: str = "compress",
     ) -> io.NodeOutput:
         if start_percent > end_percent:
             raise ValueError(
@@ -154,6 +164,15 @@ class HiLoPatchModel(io.ComfyNode):
         low = None
         if vae is not None and chosen.uses_low and plan.settings.low_factor:
             low = encode_low_picture(plan, family, diffusion_model, vae)
-        dense = on_unsupported == "dense"
-        patch = HiLoPatch(plan, family, chosen, start_percent, end_percent, dense, low, node=page_node)
+        patch = HiLoPatch(
+            plan,
+            family,
+            chosen,
+            start_percent,
+            end_percent,
+            on_unsupported == "dense",
+            low,
+            references=references == "compress",
+            node=page_node,
+        )
         return io.NodeOutput(patch.apply(model))

@@ -32,15 +32,16 @@ PROMISED = {
         "inputs": [
             ("model", "MODEL"), ("plan", "HILO_PLAN"), ("context", "COMBO"), ("start_percent", "FLOAT"),
             ("end_percent", "FLOAT"), ("on_unsupported", "COMBO"), ("proportional", "BOOLEAN"), ("vae", "VAE"),
-            ("refresh", "INT"), ("share", "FLOAT"),
+            ("refresh", "INT"), ("share", "FLOAT"), ("references", "COMBO"),
         ],
         "outputs": [("patched", "MODEL")],
         "options": {
             "context": ["none", "low", "cache", "pooled cache", "rolling"], "on_unsupported": ["error", "dense"],
+            "references": ["compress", "whole"],
         },
         "defaults": {
             "context": "low", "start_percent": 0.0, "end_percent": 1.0, "on_unsupported": "error", "proportional": True,
-            "refresh": 4, "share": 0.2,
+            "refresh": 4, "share": 0.2, "references": "compress",
         },
     },
     "HiLoUnpack": {

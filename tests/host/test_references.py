@@ -1,20 +1,20 @@
-"""Edit models see the source picture as a reference, too: packed by the same plan, and only where it is that picture."""
+"""Edit models see the source picture as a reference, too: it is packed by the same plan, and no other picture is."""
 
 from __future__ import annotations
 
-import logging
-from contextlib import nullcontext
 from importlib import import_module
 from types import ModuleType
 from typing import Any
 
+import comfy.sample
+import comfy.samplers
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
 
 from host import tiny
 from host.attention import count_attention_tokens
-from host.inpaint import TEXT, TOKENS, Job
+from host.inpaint import TEXT, TOKENS, Job, patch, plan_of
 from host.test_canvas import HEIGHT, SIGMA, WIDTH
 
 EDITORS = [name for name in tiny.families() if tiny.SPECS[name].references]
@@ -36,6 +36,11 @@ def edit_job(pack: ModuleType, name: str, *others: torch.Tensor, **extra: Any) -
 def longest(calls: Any) -> tuple[int, int]:
     """Most queries of an attention call, and most keys."""
     return max(queries for queries, _ in calls), max(keys for _, keys in calls)
+
+
+def text_tokens(name: str) -> int:
+    """What attention sees besides the picture and one reference; Z-Image pads a reference of 36 tokens to 64."""
+    return tiny.joint_extra(name, TEXT) - (64 if name == "z_image_omni" else 36)
 
 
 METHODS = {
@@ -88,6 +93,9 @@ def test_a_shuffled_reference_equals_the_untouched_model(name: str, method: str 
     untouched = tiny.denoise(model.patcher, cond, latent, SIGMA)
     scale = untouched.abs().max()
     assert (tiny.denoise(clone, cond, latent, SIGMA) - untouched).abs().max() <= 1e-5 * scale
+    mirrored = with_references(cond, *(one.flip(-1) for one in cond[0][1]["reference_latents"]))
+    elsewhere = tiny.denoise(model.patcher, mirrored, latent, SIGMA)
+    assert (elsewhere - untouched).abs().max() > 1e-3 * scale, "references do not matter: the test proves nothing"
 
 
 @pytest.mark.parametrize("context", ["none", "low"])
@@ -95,10 +103,104 @@ def test_a_shuffled_reference_equals_the_untouched_model(name: str, method: str 
 def test_the_source_as_a_reference_is_packed_as_the_picture(name: str, context: str, pack: ModuleType) -> None:
     job = edit_job(pack, name)
     tokens = job.on_grid(context == "low").tokens
-    text = tiny.joint_extra(name, TEXT) - 36
     with count_attention_tokens() as calls:
         result = job.hilo({"context": context}, cfg=2.0)
-    # Z-Image pads each reference and each picture to 32, which a canvas fills.
-    extra = -28 if name == "z_image_omni" else 0
-    assert longest(calls) == (2 * tokens + text + extra,) * 2
+    assert longest(calls) == (2 * tokens + text_tokens(name),) * 2
     assert result.isfinite().all() and job.error_outside(result) <= 1e-6
+
+
+@pytest.mark.parametrize("name", EDITORS)
+def test_another_picture_is_left_whole(name: str, pack: ModuleType) -> None:
+    """Also one of the same size, and one that shows the source but for what is left out."""
+    job = edit_job(pack, name)
+    tokens, text = job.on_grid().tokens, text_tokens(name)
+    mended = torch.where(job.edited(), job.latent.flip(-1), job.latent)
+    with count_attention_tokens() as calls:
+        edit_job(pack, name).hilo()
+    assert longest(calls)[0] == 2 * tokens + text
+    for other in (job.latent.flip(-1), job.latent * 1.2, 2 * job.latent - mended):
+        odd = edit_job(pack, name)
+        odd.positive = odd.negative = with_references(odd.positive, other)
+        same = torch.equal(other[..., ~job.edited()], job.latent[..., ~job.edited()])
+        with count_attention_tokens() as calls:
+            result = odd.hilo()
+        assert longest(calls)[0] == tokens + (tokens if same else TOKENS) + text
+        assert odd.error_outside(result) <= 1e-6
+
+
+@pytest.mark.parametrize("name", EDITORS)
+def test_a_second_reference_stays_whole_and_in_its_place(name: str, pack: ModuleType) -> None:
+    """Its place may depend on the first one's true size."""
+    model = tiny.build(name)
+    other = model.latent(96, 128, seed=8)
+    job = edit_job(pack, name, other)
+    with count_attention_tokens() as calls:
+        result = job.hilo()
+    # Z-Image pads each part to 32, and gives each reference a caption and features of a picture encoder.
+    second = 32 + 32 + 64 if name == "z_image_omni" else 48
+    assert longest(calls)[0] == 2 * job.on_grid().tokens + text_tokens(name) + second
+    assert result.isfinite().all() and job.error_outside(result) <= 1e-6
+
+
+def test_references_can_be_kept_whole(pack: ModuleType) -> None:
+    job = edit_job(pack, "flux_kontext")
+    with count_attention_tokens() as calls:
+        whole = job.hilo({"references": "whole"})
+    assert longest(calls)[0] == job.on_grid().tokens + TOKENS + TEXT
+    assert job.change_inside(whole, job.hilo()) > 1e-4
+
+
+def test_low_tokens_of_a_reference_weigh_as_many_as_they_stand_for(pack: ModuleType) -> None:
+    """The mask of every joint attention has log n at the low tokens of the picture, and again at the reference's."""
+    job, masks = edit_job(pack, "flux_kontext"), []
+
+    def override(function: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        masks.append(args[4] if len(args) > 4 else kwargs.get("mask"))
+        return function(*args, **kwargs)
+
+    patcher = job.model.patcher.clone()
+    patcher.model_options["transformer_options"]["optimized_attention_override"] = override
+    job.sample(job.patched(patcher), steps=1)
+    grid_plan = job.on_grid()
+    log_count = grid_plan.low.count.float().log()
+    tokens, low = grid_plan.tokens, len(grid_plan.low)
+    for mask in masks:
+        keys = mask.flatten()
+        picture, reference = keys[TEXT : TEXT + tokens], keys[TEXT + tokens :]
+        assert len(reference) == tokens
+        for part in (picture, reference):
+            assert torch.equal(part[-low:], log_count) and not part[:-low].any()
+
+
+@pytest.mark.parametrize("cfg", [1.0, 3.0])
+@pytest.mark.parametrize(("context", "settings"), [("cache", {"refresh": 0}), ("rolling", {"share": 0.3})])
+@pytest.mark.parametrize("name", EDITORS)
+def test_a_fresh_cache_holds_the_reference_too(
+    name: str, context: str, settings: dict[str, Any], cfg: float, pack: ModuleType
+) -> None:
+    """Right after the dense call, compressed calls give what it gave, on fewer tokens of both."""
+    model = tiny.build(name)
+    height, width = 192, 128  # whole multiples of Z-Image's padding
+    image = torch.rand(1, height, width, 3, generator=torch.Generator().manual_seed(5))
+    mask = torch.zeros(1, height, width)
+    mask[:, 64:96, 64:112] = 1
+    plan = plan_of(pack, image, mask, detail=0.05)
+    latent = model.latent(height, width)
+    positive, negative = (with_references(model.make_conditioning(seed=seed), latent) for seed in (1, 7))
+    answers: list[torch.Tensor] = []
+
+    def ask(denoiser: Any, x: torch.Tensor, sigmas: torch.Tensor, extra_args: Any, **_: Any) -> torch.Tensor:
+        answers.extend(denoiser(x, sigmas[0].expand(x.shape[0]), **extra_args) for _ in range(3))
+        return answers[-1]
+
+    with count_attention_tokens() as calls:
+        comfy.sample.sample_custom(
+            patch(pack, model.patcher, plan, context=context, **settings), comfy.sample.prepare_noise(latent, 0), cfg,
+            comfy.samplers.KSAMPLER(ask), torch.tensor([SIGMA, 0.3, 0.0]), positive, negative, latent,
+            disable_pbar=True, seed=0,
+        )  # fmt: skip
+    dense, *compressed = answers
+    for answer in compressed:
+        assert (answer - dense).abs().max() <= 2e-5 * dense.abs().max()
+    joint = {queries for queries, keys in calls if keys >= 2 * 96}
+    assert max(joint) - min(joint) >= 64, "the reference was computed whole: the test proves nothing"
