@@ -51,7 +51,7 @@ class ReplayPool:
         self.written = 0
 
     @torch.no_grad()
-    def refresh(self, pictures: int, photo_share: float = 0.15) -> None:
+    def refresh(self, pictures: int, photo_share: float = 0.35) -> None:
         """Encode new pictures, each with two masks, over the oldest entries."""
         for _ in range(pictures):
             images = to_tensor([draw(self.rng, self.size, photo_share)]).to(self.device)

@@ -10,9 +10,8 @@ from typing import Any
 import matplotlib
 import numpy as np
 
-from lab.bench import record
+from lab.bench import frontier, record
 from lab.bench.summary import EDIT_ONLY_COST, ENTRANCE_GROUP, OVER_TELEA
-from lab.bench.verdict import LOWEST_DELTA_PSNR
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -40,7 +39,7 @@ def write(folder: Path, content: dict[str, Any], name: str = "quality") -> None:
     record.write_json(folder / f"{name}.json", content)
     (folder / f"{name}.md").write_text(markdown(content, name))
     if content["rows"]:
-        frontier(content["rows"], folder / f"{name}_frontier.png")
+        frontier.draw(content["rows"], folder / f"{name}_frontier.png")
         kinds(content["rows"], folder / f"{name}_kinds.png")
 
 
@@ -143,42 +142,6 @@ def short(content: dict[str, Any]) -> str:
             cells = line(row)
             lines.append(f"  {cells[-1]:4}  {row['title'][:44]:44} FLOPs {cells[2]:>5}  PSNR {cells[4]}  Δ {cells[5]}")
     return "\n".join(lines)
-
-
-def frontier(rows: list[dict[str, Any]], path: Path) -> None:
-    """Quality over cost, a panel a table; the band is what passes, the bar the 95 % interval."""
-    panels = tables(rows)
-    columns = min(3, len(panels))
-    lines = -(-len(panels) // columns)
-    figure, axes = plt.subplots(
-        lines, columns, figsize=(5.4 * columns, 4.4 * lines), squeeze=False, layout="constrained"
-    )
-    names = list(dict.fromkeys(row["row"] for row in rows if row["row"] != "telea"))
-    colours = plt.get_cmap("tab20")(np.arange(len(names)) % 20)
-    markers = "osD^vP*X"
-    for axis in axes.flat[len(panels) :]:
-        axis.axis("off")
-    for axis, ((size, steps, group), entries) in zip(axes.flat, panels.items(), strict=False):
-        axis.axhspan(LOWEST_DELTA_PSNR, 100, color="tab:green", alpha=0.08)
-        axis.axhline(0, color="black", linewidth=0.8)
-        shown = [row for row in entries if row["row"] != "telea"]
-        for row in shown:
-            place = names.index(row["row"])
-            error = [[row["delta_psnr"] - row["low"]], [row["high"] - row["delta_psnr"]]]
-            axis.errorbar(
-                row["flops_share"] * 100, row["delta_psnr"], error, fmt=markers[place // 20 + place % 7],
-                color=colours[place], markersize=6, capsize=2, linewidth=1, label=row["title"],
-            )  # fmt: skip
-        lowest = min(row["low"] for row in shown)
-        axis.set(
-            title=f"{size} px, {steps} steps, {group} masks ({entries[0]['share']:.1%})", xlabel="FLOPs, % of dense",
-            ylabel="PSNR in the mask over dense, dB", ylim=(max(lowest, -6) - 0.3, 0.8), xlim=(0, 110),
-        )  # fmt: skip
-        axis.grid(alpha=0.25)
-    handles, labels = axes.flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 def kinds(rows: list[dict[str, Any]], path: Path) -> None:

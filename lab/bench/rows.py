@@ -34,6 +34,7 @@ class Row:
         other_seed: draw other noise than every other row.
         equal_to: spend what this other row spends on the same picture: a dense row takes fewer steps, a crop grows, or
             shrinks its pixels.
+        steps: a dense row takes this share of the steps.
         settings: of the plan.
         context: how left out tokens stay visible, a name in `hilo_core.CONTEXTS`.
         options: of the context, such as `proportional`.
@@ -48,6 +49,7 @@ class Row:
     kind: Kind = Kind.HILO
     other_seed: bool = False
     equal_to: str = ""
+    steps: float = 1.0
     settings: PlanSettings = PRESETS["balanced"]
     context: str = "none"
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -76,6 +78,10 @@ ROWS: dict[str, Row] = {
     "dense": Row("dense", Kind.DENSE, core=True, node=True),
     "dense_other_seed": Row("dense, another seed (noise floor)", Kind.DENSE, other_seed=True, core=True, node=True),
     "fewer_steps": Row("fewer steps at equal cost", Kind.DENSE, equal_to=BALANCED, core=True, node=True),
+    **{
+        f"steps_{name}": Row(f"dense, {title} of the steps", Kind.DENSE, steps=share, core=True)
+        for name, title, share in (("half", "a half", 1 / 2), ("third", "a third", 1 / 3), ("fifth", "a fifth", 1 / 5))
+    },
     "crop": Row("crop round the mask, x1.2", Kind.CROP, core=True),
     "crop_equal_cost": Row("crop round the mask at equal cost", Kind.CROP, equal_to=BALANCED, core=True),
     "edit_only": Row("edit region only", settings=study(0, 0), exact=True, core=True),

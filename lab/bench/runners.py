@@ -111,8 +111,8 @@ class LabRunner:
                 return self._crop(row, case, steps, done)
             if row.kind is Kind.HILO:
                 return self._paint(case, steps, compressed(row, case, steps, self.vae, self.device).begin)
-            if row.equal_to:
-                steps = max(1, round(steps * done[row.equal_to].flops / done["dense"].flops))
+            share = done[row.equal_to].flops / done["dense"].flops if row.equal_to else row.steps
+            steps = max(1, round(steps * share))
             return self._paint(case, steps, None, case.seed + OTHER_SEED * row.other_seed)
 
     def _paint(self, case: Case, steps: int, prepare: Any = None, seed: int | None = None) -> Outcome:
