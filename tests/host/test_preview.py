@@ -159,8 +159,8 @@ def test_the_preview_answers_while_the_queue_works(server: Server, host: Host) -
     """A run and a preview do not wait for each other: the answer comes while the queue is busy."""
     if host.version < (0, 33):
         pytest.skip("older hosts take a Flux of hidden width 3072 only")
-    rgba = np.dstack([np.full((512, 512, 3), 90, np.uint8), np.full((512, 512), 255, np.uint8)])
-    rgba[200:300, 200:300, 3] = 0
+    rgba = np.dstack([np.full((256, 256, 3), 90, np.uint8), np.full((256, 256), 255, np.uint8)])
+    rgba[100:150, 100:150, 3] = 0
     name = server.upload(rgba, "busy.png")
 
     def entry(kind: str, **inputs: Any) -> dict[str, Any]:
