@@ -1,8 +1,9 @@
-"""The speed bench: how much of the saved work becomes saved time? `python -m lab.speed [overhead]`
+"""The speed bench: how much of the saved work becomes saved time? `python -m lab.speed [overhead | references]`
 
 Dense and compressed steps of real model shapes, interleaved in one process, through everything a user's run goes
 through. Writes speed.json, speed.md and a plot into lab/results; entries measured before stay, measured again they are
-replaced. `overhead` times the planner and what patching adds to a run that computes everything.
+replaced. `overhead` times the planner and what patching adds to a run that computes everything; `references` times what
+packing the source picture's reference adds to edit models.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from lab.bench import record, speed_report
+from lab.bench import record, references, speed_report
 from lab.bench.clock import Clock, Parts
 from lab.bench.cost import count_flops
-from lab.bench.shapes import SHAPES, HostModel, TimedModel
+from lab.bench.shapes import EDITORS, SHAPES, HostModel, TimedModel
 from lab.masks import skeleton
 from lab.pictures import photograph
 
@@ -167,8 +168,10 @@ def overhead(model: TimedModel, args: argparse.Namespace) -> dict[str, Any]:
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line, checked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="?", choices=("steps", "overhead"), default="steps")
-    parser.add_argument("--models", nargs="+", choices=("lab", *SHAPES), help="default: all; without a ComfyUI, lab")
+    parser.add_argument("what", nargs="?", choices=("steps", "overhead", "references"), default="steps")
+    parser.add_argument(
+        "--models", nargs="+", choices=("lab", *SHAPES, *EDITORS), help="default: all; without a ComfyUI, lab"
+    )
     parser.add_argument("--sizes", nargs="+", type=int, help="pixels; default 512 1024, on CUDA 1536 2048 too")
     parser.add_argument("--ratios", nargs="+", type=float, default=list(RATIOS), help="share of the picture masked")
     parser.add_argument("--rounds", type=int, default=5, help="of dense and every ratio in turn; the median counts")
@@ -189,6 +192,8 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"--sizes are {args.sizes}; each must be a multiple of 16, 64 or more")
     if any(not 0 < ratio < 1 for ratio in args.ratios):
         parser.error(f"--ratios are {args.ratios}; each must lie between 0 and 1")
+    if args.what == "references" and not set(args.models or ()) <= set(EDITORS):
+        parser.error(f"--models are {', '.join(args.models)}; those with references are {', '.join(EDITORS)}")
     if args.rounds < 2:
         parser.error(f"--rounds is {args.rounds}; a median needs 2 or more")
     args.dtype = record.fast_dtype(args.device) if args.dtype == "auto" else getattr(torch, args.dtype)
@@ -208,7 +213,7 @@ def make_model(name: str, args: argparse.Namespace) -> TimedModel:
         from lab.bench.lab_model import LabModel
 
         return LabModel(args.clock, args.dtype, args.heads)
-    return HostModel(SHAPES[name], args.clock, args.dtype)
+    return HostModel((SHAPES | EDITORS)[name], args.clock, args.dtype)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -216,6 +221,8 @@ def main(argv: list[str] | None = None) -> int:
     args = arguments(argv)
     names = args.models or (["flux"] if args.what == "overhead" else list(SHAPES))
     environment = record.environment(args.device, args.dtype, seed=SEED, clock="busy" if args.busy else "wall")
+    if args.what == "references":
+        return references.bench(args, scene, environment)
     entries, extra = [], []
     for name in names:
         try:

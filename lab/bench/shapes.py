@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import ModuleType
 from typing import Any, Protocol
 
@@ -30,6 +30,8 @@ class Shape:
         text_width, pooled_width: of the conditioning; 0 where there is no pooled vector.
         frames: latents have a time axis.
         text_mask: the conditioning brings an attention mask over its text.
+        channels, cell: of its latents, and the pixels a side of one of their cells.
+        edits: the source picture is given as a reference, too.
     """
 
     title: str
@@ -41,6 +43,9 @@ class Shape:
     pooled_width: int = 0
     frames: bool = False
     text_mask: bool = False
+    channels: int = 16
+    cell: int = 8
+    edits: bool = False
 
 
 SHAPES: dict[str, Shape] = {
@@ -89,6 +94,22 @@ SHAPES: dict[str, Shape] = {
     ),
 }  # fmt: skip
 
+EDITORS: dict[str, Shape] = {
+    "flux_kontext": replace(SHAPES["flux"], title="Flux.1 Kontext", edits=True),
+    "qwen_image_edit": replace(SHAPES["qwen_image"], title="Qwen-Image-Edit", edits=True),
+    "flux2_klein": Shape(
+        "Flux.2 klein 4B",
+        "Flux2",
+        dict(
+            image_model="flux2", in_channels=128, out_channels=128, vec_in_dim=None, context_in_dim=7680,
+            hidden_size=3072, mlp_ratio=3.0, num_heads=24, depth=1, depth_single_blocks=2, axes_dim=[32, 32, 32, 32],
+            theta=2000, patch_size=1, qkv_bias=False, guidance_embed=False, txt_ids_dims=[3], global_modulation=True,
+            mlp_silu_act=True, ops_bias=False, default_ref_method="index", ref_index_scale=10.0,
+        ),
+        "1 of 5 double, 2 of 20 single", text=512, text_width=7680, channels=128, cell=16, edits=True,
+    ),
+}  # fmt: skip
+
 
 class TimedModel(Protocol):
     """A transformer that can be evaluated dense or compressed, through everything a user's run goes through."""
@@ -132,6 +153,7 @@ class HostModel:
         if not hasattr(comfy.supported_models, shape.config):
             raise LookupError(f"this ComfyUI has no {shape.config}")
         self.shape, self.clock, self.dtype = shape, clock, dtype
+        self.compress_references = True
         self.title, self.blocks, self.text = shape.title, shape.blocks, shape.text
         config = getattr(comfy.supported_models, shape.config)(dict(shape.unet))
         config.set_inference_dtype(dtype, None)
@@ -151,9 +173,10 @@ class HostModel:
 
         patcher = self.patched(plan, context) if plan is not None else self.patcher
         generator = torch.Generator().manual_seed(0)
-        frames = (1,) * self.shape.frames
-        latent = torch.randn(1, 16, *frames, size // 8, size // 8, generator=generator)
+        frames, side = (1,) * self.shape.frames, size // self.shape.cell
+        latent = torch.randn(1, self.shape.channels, *frames, side, side, generator=generator)
         noise = torch.randn(latent.shape, generator=generator)
+        prompt = self.prompt(latent)
         mask = torch.zeros(1, 1, size, size) if plan is None else plan.mask[:, None].float()
         seconds: list[float] = []
 
@@ -167,25 +190,28 @@ class HostModel:
             return x
 
         comfy.sample.sample_custom(
-            patcher, noise, 1.0, comfy.samplers.KSAMPLER(sampler), torch.linspace(1, 0, calls + 1), self.prompt(),
-            self.prompt(), latent, noise_mask=mask, disable_pbar=True, seed=0,
+            patcher, noise, 1.0, comfy.samplers.KSAMPLER(sampler), torch.linspace(1, 0, calls + 1), prompt, prompt,
+            latent, noise_mask=mask, disable_pbar=True, seed=0,
         )  # fmt: skip
         return seconds
 
-    def prompt(self) -> list[list[Any]]:
-        """A random CONDITIONING of the family's sizes."""
+    def prompt(self, source: torch.Tensor) -> list[list[Any]]:
+        """A random CONDITIONING of the family's sizes, with the source latent as a reference where the model edits."""
         generator = torch.Generator().manual_seed(1)
         extra: dict[str, Any] = {}
         if self.shape.pooled_width:
             extra["pooled_output"] = torch.randn(1, self.shape.pooled_width, generator=generator)
         if self.shape.text_mask:
             extra["attention_mask"] = torch.ones(1, self.shape.text, dtype=torch.long)
+        if self.shape.edits:
+            extra["reference_latents"] = [source]
         return [[torch.randn(1, self.shape.text, self.shape.text_width, generator=generator), extra]]
 
     def patched(self, plan: Any, context: Any) -> Any:
         """What HiLo Patch Model makes of the model, low tokens averaged from the latent."""
         family = self.core().find_family(self.transformer)
-        return pack("nodes.host").HiLoPatch(plan, family, context).apply(self.patcher)
+        references = self.compress_references
+        return pack("nodes.host").HiLoPatch(plan, family, context, references=references).apply(self.patcher)
 
     def places(self) -> list[tuple[str, Any, str]]:
         """See `TimedModel`."""
