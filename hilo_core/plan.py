@@ -46,10 +46,13 @@ class PlanSettings:
             raise ValueError(f"low_factor is {self.low_factor}; it must be one of off, 2, 4, 8, 16")
 
 
+# `paper`: HiLo-Token's picture for the low tokens is downsampled 16 times a side; what the paper leaves open (dilation,
+# threshold, the cap on the high tokens) is as in `balanced`.
 PRESETS = {
     "balanced": PlanSettings(),
     "fast": PlanSettings(dilation=16, detail=0.03, threshold=0.20, low_factor=8),
     "quality": PlanSettings(dilation=48, detail=0.25, threshold=0.05, low_factor=2),
+    "paper": PlanSettings(low_factor=16),
 }
 
 
@@ -89,6 +92,22 @@ class GridPlan:
         dropped = torch.ones(self.grid.count, dtype=torch.bool)
         dropped[self.kept] = False
         return dropped
+
+    def with_high(self, high: int, factor: int | None = None) -> GridPlan:
+        """The same plan with another number of high-frequency tokens, rounded up to whole canvas rows. Sets are nested:
+        the smaller of two budgets is part of the larger one.
+
+        Args:
+            high: tokens outside the edit region, 0 or more.
+            factor: tokens a side of a low-frequency token, 0 for none; this plan's own by default.
+        """
+        if factor is None:
+            factor = self.low.factor if self.low is not None else 0
+        edit = int(self.edit.sum())
+        count = _round_to_canvas(self.order, edit + high, self.grid, factor)
+        kept = self.order[:count].sort().values
+        low = low_blocks(kept, self.grid.rows, self.grid.cols, factor) if factor else None
+        return replace(self, kept=kept, high=count - edit, low=low if low is not None and len(low) else None)
 
     def classes(self) -> np.ndarray:
         """``(rows, cols)`` uint8 for pictures and reports: 0 dropped, 1 low, 2 high, 3 edit region."""
@@ -147,13 +166,8 @@ class TokenPlan:
         n_edit = int(edit.sum())
         n_over = int((energy[~edit] >= self.settings.threshold).sum())
         budget = round(self.settings.detail * (grid.count - n_edit))
-        wanted = n_edit + min(n_over, budget)
-
-        factor = self.settings.low_factor if keep_low else 0
-        kept_count = _round_to_canvas(order, wanted, grid, factor)
-        kept = order[:kept_count].sort().values
-        low = low_blocks(kept, grid.rows, grid.cols, factor) if factor else None
-        return GridPlan(grid, edit, order, kept, kept_count - n_edit, low if low is not None and len(low) else None)
+        edit_only = GridPlan(grid, edit, order, order[:n_edit], 0, None)
+        return edit_only.with_high(min(n_over, budget), self.settings.low_factor if keep_low else 0)
 
 
 def make_plan(image: torch.Tensor, mask: torch.Tensor, settings: PlanSettings | None = None) -> TokenPlan:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 ASSETS = ROOT / "lab" / "assets"
-PRESETS = ("balanced", "fast", "quality")  # hilo_core's; importing it would need torch
+PRESETS = ("balanced", "fast", "quality", "paper")  # hilo_core's; importing it would need torch
 SIZES = range(128, 2049)
 
 
