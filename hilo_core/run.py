@@ -39,6 +39,7 @@ class Run:
             the low tokens are averaged from ``source``.
         sigmas: ``(S + 1,)`` the schedule, for contexts that act by step.
         method: which of the tokens each step and layer computes, and what attention sees.
+        layers: attention calls expected in a forward, 0 where that is not known.
         state: the context at work.
         references: reference latents that show the source.
         work: the method at work, around the context.
@@ -57,6 +58,7 @@ class Run:
     low_clean: torch.Tensor | None = None
     sigmas: torch.Tensor | None = None
     method: Method = field(default_factory=HiLo)
+    layers: int = 0
     state: ContextRun = field(init=False)
     references: References = field(init=False)
     work: MethodRun = field(init=False)
@@ -68,8 +70,8 @@ class Run:
     spans: dict[tuple[int, ...], int | None] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.state = self.context.start(self.plan)
         steps = 1 if self.sigmas is None else len(self.sigmas) - 1
+        self.state = self.context.start(self.plan, steps, self.layers)
         self.work = self.method.start(self.plan, self.state, steps)
         self._edit = self.plan.edit.to(self.source.device)
         self._low_of: tuple[Canvas, torch.Tensor, torch.Tensor] | None = None
@@ -87,6 +89,7 @@ class Run:
     def forward(self, sigma: float, conds: Hashable = ()) -> Forward:
         """What the next model call computes, see ``ContextRun.forward``."""
         step = 0 if self.sigmas is None else int((self.sigmas - sigma).abs().argmin())
+        self.state.sigma = sigma
         return self.work.forward(step, conds)
 
     def done(self, forward: Forward) -> None:

@@ -6,13 +6,12 @@ from dataclasses import fields
 from typing import Any
 
 from .base import AttentionCall, Context, ContextRun, Forward
-from .cache import CacheContext, PooledCacheContext
+from .cache import CacheContext, LowCacheContext, PooledCacheContext
 from .low import LowContext
 from .rolling import RollingContext
 
-CONTEXTS: dict[str, type[Context]] = {
-    context.name: context for context in (Context, LowContext, CacheContext, PooledCacheContext, RollingContext)
-}
+_CHOICES = (Context, LowContext, CacheContext, PooledCacheContext, RollingContext, LowCacheContext)
+CONTEXTS: dict[str, type[Context]] = {context.name: context for context in _CHOICES}
 
 
 def make_context(name: str, **settings: Any) -> Context:

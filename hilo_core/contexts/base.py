@@ -6,13 +6,14 @@ family and no host."""
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
 
 from ..canvas import Canvas
 from ..plan import GridPlan
+from ..schedule import Schedule
 
 
 @dataclass(frozen=True)
@@ -24,12 +25,16 @@ class Forward:
         dense: the model gets the whole latent instead of a canvas.
         attends: attention must pass through ``ContextRun.attend``.
         conds: identifies the conditionings of this call.
+        cached: keys and values are captured (dense) or appended, for contexts that keep any.
+        rows: ``(R,)`` long, rows of the cache that the canvas computes afresh; they follow the kept tokens on it.
     """
 
     canvas: Canvas
     dense: bool = False
     attends: bool = False
     conds: Hashable = ()
+    cached: bool = False
+    rows: torch.Tensor | None = None
 
 
 KeysValuesMask = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
@@ -45,6 +50,7 @@ class AttentionCall:
         mask: as in ``Context.mask``.
         start: where the canvas begins among the keys.
         dim: which dimension of ``k`` and ``v`` counts tokens, 1 or 2.
+        heads: of the queries; needed where ``q`` is ``(B, N, H * D)``.
     """
 
     layer: int
@@ -54,18 +60,37 @@ class AttentionCall:
     mask: torch.Tensor | None
     start: int
     dim: int
+    heads: int = 1
+
+    @property
+    def head_dim(self) -> int:
+        """Channels of a head."""
+        return self.q.shape[-1] if self.q.ndim == 4 else self.q.shape[-1] // self.heads
 
 
 class ContextRun:
-    """A context at work in one sampling run; this base computes the same canvas in every call.
+    """A context at work in one sampling run; this base computes a plan's canvas.
+
+    Args:
+        context: the choice.
+        plan: on this run's grid.
+        steps: of the schedule, 0 where it is not known.
 
     Attributes:
         canvas: what a compressed call computes, or begins with.
+        whole: what a dense call computes.
+        sigma: noise level of the running call.
     """
 
-    def __init__(self, context: Context, plan: GridPlan) -> None:
-        self.context = context
-        self.canvas = Canvas.of_plan(plan)
+    def __init__(self, context: Context, plan: GridPlan, steps: int = 0) -> None:
+        self.context, self.plan, self.steps = context, plan, steps
+        self.schedule = context.schedule
+        if not context.takes_budgets:
+            self.schedule = replace(self.schedule, budget=(1.0, 1.0))
+        self.sigma = 0.0
+        self._canvases: dict[int, Canvas] = {plan.high: Canvas.of_plan(plan)}
+        self.canvas = self.canvas_at(0)
+        self.whole = Canvas.whole(plan.grid.rows, plan.grid.cols)
 
     def forward(self, step: int, conds: Hashable) -> Forward:
         """What the next model call computes.
@@ -74,7 +99,25 @@ class ContextRun:
             step: index of the schedule's step; samplers may ask several times a step.
             conds: identifies the conditionings of the call: with CFG, two calls a step or one for both.
         """
-        return Forward(self.canvas, attends=self.context.changes_attention(self.canvas), conds=conds)
+        if self.schedule.dense(step, self.steps):
+            return self.dense(step, conds)
+        return self.compressed(step, conds)
+
+    def dense(self, step: int, conds: Hashable) -> Forward:
+        """A dense call, see ``forward``."""
+        return Forward(self.whole, dense=True, conds=conds)
+
+    def compressed(self, step: int, conds: Hashable) -> Forward:
+        """A compressed call, see ``forward``."""
+        canvas = self.canvas_at(step)
+        return Forward(canvas, attends=self.context.changes_attention(canvas), conds=conds)
+
+    def canvas_at(self, step: int) -> Canvas:
+        """The plan's canvas under the budget of a step; the sets of two steps are nested."""
+        high = round(self.plan.high * self.schedule.budget_at(step, self.steps))
+        if high not in self._canvases:
+            self._canvases[high] = Canvas.of_plan(self.plan.with_high(high))
+        return self._canvases[high]
 
     def attend(self, forward: Forward, call: AttentionCall) -> KeysValuesMask:
         """Keys, values and mask that one attention call of ``forward`` gets."""
@@ -102,19 +145,32 @@ class Context:
     Attributes:
         name: on the node.
         uses_low: the plan's canvas carries low tokens.
+        schedule: which steps are dense, and the budget of the others.
     """
 
     name: ClassVar[str] = "none"
     uses_low: bool = False
+    schedule: Schedule = field(default_factory=Schedule)
 
     @property
     def needs_attention(self) -> bool:
         """It cannot work on a model whose attention calls cannot be overridden."""
         return False
 
-    def start(self, plan: GridPlan) -> ContextRun:
-        """The context at work on a plan."""
-        return ContextRun(self, plan)
+    @property
+    def takes_budgets(self) -> bool:
+        """The number of high-frequency tokens may change over the run."""
+        return True
+
+    def start(self, plan: GridPlan, steps: int = 0, layers: int = 0) -> ContextRun:
+        """The context at work on a plan.
+
+        Args:
+            plan: on this run's grid.
+            steps: of the schedule, 0 where it is not known.
+            layers: attention calls expected in a forward, 0 where that is not known.
+        """
+        return ContextRun(self, plan, steps)
 
     def changes_attention(self, canvas: Canvas) -> bool:
         """False where attention can be left entirely alone, which is the fastest."""

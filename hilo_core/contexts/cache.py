@@ -7,39 +7,50 @@ Attention does not care for the order of keys, so they go to the end."""
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
 from ..canvas import Canvas
-from ..families.base import UnsupportedModel
 from ..lowres import LowBlocks, low_blocks
 from ..plan import GridPlan
 from .base import AttentionCall, Context, ContextRun, Forward, KeysValuesMask, as_bias
+from .kvcache import LAYERS_CHANGED, KVCache
+from .low import LowContext
+from .memory import Memory
 
-
-@dataclass
-class KVCache:
-    """Keys and values of one call's conditionings.
-
-    Attributes:
-        step: schedule step of the dense call they come from.
-        layers: for each attention call, ``(K, V)`` whose token dimension holds the cached rows.
-        seen: attention calls of the running forward.
-    """
-
-    step: int
-    layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
-    seen: int = 0
-
-    @property
-    def bytes(self) -> int:
-        return sum(tensor.nbytes for pair in self.layers.values() for tensor in pair)
+# Tokens a side of the low-frequency tokens that stand in where the plan has none.
+STAND_IN_FACTOR = 4
 
 
 @dataclass(frozen=True)
-class CacheContext(Context):
+class CachingContext(Context):
+    """What every context that keeps keys and values has in common.
+
+    Attributes:
+        cache_place: see ``memory.PLACES``.
+        memory_limit: gigabytes (1e9 bytes) of device memory for the cache, 0 for no limit; what lies beyond goes to
+            CPU memory.
+        forecast: ``hold`` keys and values as captured, or carry them on in the noise level, see ``kvcache.KVCache``.
+    """
+
+    cache_place: str = "auto"
+    memory_limit: float = 0.0
+    forecast: str = "hold"
+
+    @property
+    def needs_attention(self) -> bool:
+        return True
+
+    @property
+    def pool(self) -> int:
+        """Tokens a side that are averaged into one cached row."""
+        return 1
+
+
+@dataclass(frozen=True)
+class CacheContext(CachingContext):
     """The choice ``cache``.
 
     Attributes:
@@ -49,17 +60,17 @@ class CacheContext(Context):
     name: ClassVar[str] = "cache"
     refresh: int = 4
 
-    @property
-    def needs_attention(self) -> bool:
-        return True
+    def start(self, plan: GridPlan, steps: int = 0, layers: int = 0) -> ContextRun:
+        return CacheRun(self, plan, steps, layers)
 
-    def start(self, plan: GridPlan) -> ContextRun:
-        return CacheRun(self, plan)
 
-    @property
-    def pool(self) -> int:
-        """Tokens a side that are averaged into one cached row."""
-        return 1
+@dataclass(frozen=True)
+class LowCacheContext(CacheContext):
+    """The choice ``low + cache``: low-frequency tokens are computed in every step beside the cached rows. Each has the
+    weight of one token, because those it stands for are there themselves."""
+
+    name: ClassVar[str] = "low + cache"
+    uses_low: bool = True
 
 
 @dataclass(frozen=True)
@@ -70,62 +81,120 @@ class PooledCacheContext(CacheContext):
     name: ClassVar[str] = "pooled cache"
 
     @property
+    def takes_budgets(self) -> bool:
+        return False  # its blocks are those of one set of kept tokens
+
+    @property
     def pool(self) -> int:
         return 2
 
 
-class CacheRun(ContextRun):
-    """Dense calls capture, compressed calls append."""
+class CachingRun(ContextRun):
+    """A cache for each call's conditionings, and low-frequency tokens until it may be filled.
 
-    context: CacheContext
+    Attributes:
+        caches: by conditionings.
+        memory: where they live.
+    """
 
-    def __init__(self, context: CacheContext, plan: GridPlan) -> None:
-        super().__init__(context, plan)
-        grid = plan.grid
-        self.whole = Canvas.whole(grid.rows, grid.cols)
-        self.blocks: LowBlocks | None = None
-        self.dropped = torch.nonzero(plan.dropped).flatten()
-        if context.pool > 1:
-            self.blocks = low_blocks(plan.kept, grid.rows, grid.cols, context.pool)
+    context: CachingContext
+
+    def __init__(self, context: CachingContext, plan: GridPlan, steps: int, layers: int) -> None:
+        super().__init__(context, plan, steps)
+        self.memory = Memory(context.cache_place, round(context.memory_limit * 1e9), layers)
         self.caches: dict[Hashable, KVCache] = {}
-        self.first: int | None = None
+        self.low = LowContext()
 
-    def forward(self, step: int, conds: Hashable) -> Forward:
-        self.first = step if self.first is None else self.first
-        cache = self.caches.get(conds)
-        refresh = self.context.refresh
-        if cache is None or (refresh and (step - self.first) % refresh == 0 and cache.step != step):
-            self.caches[conds] = KVCache(step)
-            return Forward(self.whole, dense=True, attends=True, conds=conds)
-        cache.seen = 0
-        return Forward(self.canvas, attends=True, conds=conds)
+    @property
+    def rows(self) -> int:
+        """Rows that a layer keeps."""
+        raise NotImplementedError
 
-    def attend(self, forward: Forward, call: AttentionCall) -> KeysValuesMask:
-        cache = self.caches[forward.conds]
-        cache.seen += 1
-        if forward.dense:
-            cache.layers[call.layer] = (self._rows(call.k, call), self._rows(call.v, call))
-            return call.k, call.v, call.mask
-        if call.layer not in cache.layers:
-            raise UnsupportedModel(LAYERS_CHANGED)
-        cached_k, cached_v = cache.layers[call.layer]
-        bias = None if self.blocks is None else self.blocks.count.float().log()
-        return append(call.q, call.k, call.v, call.mask, cached_k, cached_v, call.dim, bias)
+    def cache(self, conds: Hashable) -> KVCache:
+        """The cache for a call's conditionings."""
+        if conds not in self.caches:
+            self.caches[conds] = KVCache(self.memory, self.rows, self.context.forecast)
+        return self.caches[conds]
+
+    def dense(self, step: int, conds: Hashable) -> Forward:
+        """A dense call fills the cache, or renews it."""
+        cache = self.cache(conds)
+        cache.begin(self.sigma, torch.arange(self.rows))
+        cache.capturing = step
+        return Forward(self.whole, dense=True, attends=True, conds=conds, cached=True)
+
+    def stand_in(self, conds: Hashable) -> Forward:
+        """A call in which low-frequency tokens stand in for what is not cached yet."""
+        low = self.plan.low is not None
+        plan = self.plan if low else self.plan.with_high(self.plan.high, STAND_IN_FACTOR)
+        if -1 not in self._canvases:
+            self._canvases[-1] = Canvas.of_plan(plan)
+        return Forward(self._canvases[-1], attends=True, conds=conds)
 
     def done(self, forward: Forward) -> None:
+        if not forward.cached:
+            return
         cache = self.caches[forward.conds]
-        if not cache.layers:  # a step cache skipped the dense call: capture in the next one
-            del self.caches[forward.conds]
-        elif not forward.dense and cache.seen not in (0, len(cache.layers)):
-            raise UnsupportedModel(LAYERS_CHANGED)
+        if not cache.seen:  # a step cache answered in the model's place
+            cache.cancel()
+        elif forward.dense:
+            cache.step, cache.filled = cache.capturing, self.rows
+        else:
+            cache.check()
 
     @property
     def cache_bytes(self) -> int:
-        return sum(cache.bytes for cache in self.caches.values())
+        return self.memory.bytes
 
     @property
     def cache_place(self) -> str:
-        return "device" if self.caches else ""
+        return self.memory.places
+
+
+class CacheRun(CachingRun):
+    """Dense calls capture, compressed calls append."""
+
+    context: CacheContext  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def __init__(self, context: CacheContext, plan: GridPlan, steps: int = 0, layers: int = 0) -> None:
+        super().__init__(context, plan, steps, layers)
+        smallest = round(plan.high * min(self.schedule.budget))
+        plan = plan if smallest >= plan.high else plan.with_high(smallest)
+        # In the order of the plan's ranking: what a larger budget computes is the beginning of what is left out.
+        self.dropped = plan.order[len(plan.kept) :]
+        self.blocks: LowBlocks | None = None
+        if context.pool > 1:
+            self.blocks = low_blocks(plan.kept, plan.grid.rows, plan.grid.cols, context.pool)
+        self.first: int | None = None
+
+    @property
+    def rows(self) -> int:
+        return len(self.dropped) if self.blocks is None else len(self.blocks)
+
+    def compressed(self, step: int, conds: Hashable) -> Forward:
+        if not self.schedule.captures(step, self.steps):
+            return self.stand_in(conds)
+        self.first = step if self.first is None else self.first
+        cache, refresh = self.cache(conds), self.context.refresh
+        due = refresh and (step - self.first) % refresh == 0 and cache.step != step
+        if cache.step is None or due:
+            return self.dense(step, conds)
+        cache.begin(self.sigma, None)
+        return Forward(self.canvas_at(step), attends=True, conds=conds, cached=True)
+
+    def attend(self, forward: Forward, call: AttentionCall) -> KeysValuesMask:
+        if not forward.cached:
+            mask = self.low.mask(call.mask, call.q, call.k.shape[call.dim], call.start, forward.canvas)
+            return call.k, call.v, mask
+        cache = self.caches[forward.conds]
+        cache.seen += 1
+        if forward.dense:
+            cache.store(call, self._rows(call.k, call), self._rows(call.v, call))
+            return call.k, call.v, call.mask
+        computed = len(forward.canvas.index) + len(self.dropped) - self.plan.grid.count
+        k, v = (rows.narrow(call.dim, computed, self.rows - computed) for rows in cache.read(call))
+        bias = None if self.blocks is None else self.blocks.count.float().log()
+        return append(call.q, call.k, call.v, call.mask, k, v, call.dim, bias)
 
     def _rows(self, rows: torch.Tensor, call: AttentionCall) -> torch.Tensor:
         """What is cached of a dense call's keys or values."""
@@ -139,12 +208,6 @@ class CacheRun(ContextRun):
         total = chosen.new_zeros(shape).index_add_(dim, block, chosen)
         count = self.blocks.count.to(chosen).view([-1 if axis == dim else 1 for axis in range(chosen.ndim)])
         return total / count
-
-
-LAYERS_CHANGED = (
-    "HiLo Patch Model: the model's attention calls differ from those of the cached step (another node skips layers), "
-    "so cached context cannot be used; choose context low"
-)
 
 
 def append(
@@ -171,3 +234,6 @@ def append(
         after = q.new_zeros(count) if bias is None else bias.to(q)
         mask = torch.cat([before, after.expand(*before.shape[:-1], count)], dim=-1)
     return torch.cat([k, more_k], dim), torch.cat([v, more_v], dim), mask
+
+
+__all__ = ["LAYERS_CHANGED", "CacheContext", "CacheRun", "CachingContext", "CachingRun", "PooledCacheContext", "append"]

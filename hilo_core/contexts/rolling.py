@@ -1,160 +1,142 @@
 """Rolling context: each step also computes the next slice of what is left out, whose fresh keys and values go to the
 cache.
 
-The price of refreshing is spread evenly and no step but the first is dense. Slices follow the plan's ranking, edges
-first."""
+The price of refreshing is spread evenly and no step but the first is dense."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
+import cv2
+import numpy as np
 import torch
 
 from ..canvas import Canvas
-from ..families.base import UnsupportedModel
 from ..lowres import low_blocks
 from ..plan import CANVAS_WIDTH, GridPlan
-from .base import AttentionCall, Context, ContextRun, Forward, KeysValuesMask
-from .cache import LAYERS_CHANGED, KVCache, append
-from .low import LowContext
+from .base import AttentionCall, ContextRun, Forward, KeysValuesMask
+from .cache import STAND_IN_FACTOR, CachingContext, CachingRun, append
+from .kvcache import KVCache
+
+ORDERS = ("edges", "distance", "random")
 
 
 @dataclass(frozen=True)
-class RollingContext(Context):
+class RollingContext(CachingContext):
     """The choice ``rolling``.
 
     Attributes:
         share: part of the left out tokens that each step refreshes, above 0 to 1.
         warm: begin with one dense step. Cold, low-frequency tokens stand in for what is not cached yet.
+        order: which tokens come first: those with the strongest ``edges``, those at the smallest ``distance`` from the
+            edit region, or in ``random`` order.
+        favour: how much oftener the first of them is refreshed than the last: rows go by age x (1 + favour) to age x 1.
+            With 0 it is each row's turn.
     """
 
     name: ClassVar[str] = "rolling"
     share: float = 0.2
     warm: bool = True
+    order: str = "edges"
+    favour: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise ValueError(f"share is {self.share}; it must lie above 0 and be at most 1")
+        if self.order not in ORDERS:
+            raise ValueError(f"order is {self.order!r}; it must be one of {', '.join(ORDERS)}")
 
     @property
-    def needs_attention(self) -> bool:
-        return True
+    def takes_budgets(self) -> bool:
+        return False  # a step's share is its budget
 
-    def start(self, plan: GridPlan) -> ContextRun:
-        return RollingRun(self, plan)
-
-
-@dataclass(frozen=True)
-class RollingForward(Forward):
-    """A call that refreshes part of the cache.
-
-    Attributes:
-        rows: ``(S,)`` long, rows of the cache that the canvas computes afresh; they follow the kept tokens on it.
-    """
-
-    rows: torch.Tensor = field(default_factory=lambda: torch.arange(0))
+    def start(self, plan: GridPlan, steps: int = 0, layers: int = 0) -> ContextRun:
+        return RollingRun(self, plan, steps, layers)
 
 
-@dataclass
-class RollingCache(KVCache):
-    """Adds to the cache how far it is filled, and where the next slice begins. Rows follow the plan's ranking."""
-
-    filled: int = 0
-    next: int = 0
-
-
-class RollingRun(ContextRun):
+class RollingRun(CachingRun):
     """Slices of the canvas go back into the cache; the cache takes their place among the keys."""
 
-    context: RollingContext
+    context: RollingContext  # pyright: ignore[reportIncompatibleVariableOverride]
 
-    def __init__(self, context: RollingContext, plan: GridPlan) -> None:
-        super().__init__(context, plan)
-        self.plan = plan
-        self.whole = Canvas.whole(plan.grid.rows, plan.grid.cols)
-        self.ranked = plan.order[len(plan.kept) :]
-        self.low = LowContext()
-        self.low_factor = plan.low.factor if plan.low is not None else 4
-        self.caches: dict[Hashable, RollingCache] = {}
+    def __init__(self, context: RollingContext, plan: GridPlan, steps: int = 0, layers: int = 0) -> None:
+        self.ranked = refresh_order(plan, context.order)
+        super().__init__(context, plan, steps, layers)
+        self.low_factor = plan.low.factor if plan.low is not None else STAND_IN_FACTOR
+        self.weight = torch.linspace(1 + context.favour, 1, len(self.ranked))
 
-    def forward(self, step: int, conds: Hashable) -> Forward:
-        cache = self.caches.get(conds)
-        if cache is None:
-            cache = self.caches[conds] = RollingCache(step)
-            if self.context.warm:
-                return RollingForward(self.whole, dense=True, attends=True, conds=conds)
-        cache.seen = 0
+    @property
+    def rows(self) -> int:
+        return len(self.ranked)
+
+    def compressed(self, step: int, conds: Hashable) -> Forward:
+        if not self.schedule.captures(step, self.steps):
+            return self.stand_in(conds)
+        cache = self.cache(conds)
+        if self.context.warm and cache.step is None:
+            return self.dense(step, conds)
         rows, canvas = self._slice(cache)
-        return RollingForward(canvas, attends=True, conds=conds, rows=rows)
+        cache.begin(self.sigma, rows)
+        return Forward(canvas, attends=True, conds=conds, cached=True, rows=rows)
 
-    def _slice(self, cache: RollingCache) -> tuple[torch.Tensor, Canvas]:
+    def _slice(self, cache: KVCache) -> tuple[torch.Tensor, Canvas]:
         """The next rows to refresh, rounded up to full canvas rows, and the canvas that computes them."""
-        count, kept = len(self.ranked), self.plan.kept
-        grid = self.plan.grid
-        rows, low = torch.arange(0), None
+        count, kept, grid = self.rows, self.plan.kept, self.plan.grid
+        empty = torch.arange(count) >= cache.filled
+        # Empty rows first, in their order; then by age.
+        urgency = torch.where(empty, torch.inf, (cache.age + 1) * self.weight)
+        turn = urgency.argsort(descending=True, stable=True)
+        rows, low = turn, None
         for size in range(max(1, math.ceil(self.context.share * count)), count + 1):
-            rows = torch.arange(cache.next, cache.next + size) % count
-            low = None
-            if max(cache.filled, min(cache.next + size, count)) < count:
-                known = torch.cat([kept, self.ranked[: cache.next + size]])
+            rows, low = turn[:size], None
+            if cache.filled + size < count:
+                known = torch.cat([kept, self.ranked[: cache.filled + size]])
                 low = low_blocks(known, grid.rows, grid.cols, self.low_factor)
             if (len(kept) + size + (len(low) if low else 0)) % CANVAS_WIDTH == 0:
                 break
         return rows, Canvas.of_tokens(torch.cat([kept, self.ranked[rows]]), grid.rows, grid.cols, low)
 
     def attend(self, forward: Forward, call: AttentionCall) -> KeysValuesMask:
-        assert isinstance(forward, RollingForward)
-        layer, q, k, v, dim, start = call.layer, call.q, call.k, call.v, call.dim, call.start
+        q, k, v, dim, start = call.q, call.k, call.v, call.dim, call.start
+        if not forward.cached:
+            return k, v, self.low.mask(call.mask, q, k.shape[dim], start, forward.canvas)
         cache = self.caches[forward.conds]
         cache.seen += 1
         if forward.dense:
             index = (self.ranked + start).to(k.device)
-            cache.layers[layer] = (k.index_select(dim, index), v.index_select(dim, index))
+            cache.store(call, k.index_select(dim, index), v.index_select(dim, index))
             return k, v, call.mask
-        if layer not in cache.layers:
-            if cache.filled:
-                raise UnsupportedModel(LAYERS_CHANGED)
-            cache.layers[layer] = (_empty(k, dim, len(self.ranked)), _empty(v, dim, len(self.ranked)))
+        assert forward.rows is not None
         mask = self.low.mask(call.mask, q, k.shape[dim], start, forward.canvas)
-        first = start + len(self.plan.kept)
-        slice_end = first + len(forward.rows)
-        known = max(cache.filled, min(cache.next + len(forward.rows), len(self.ranked)))
-        rows = forward.rows.to(k.device)
-        cached_k, cached_v = cache.layers[layer]
-        cached_k.index_copy_(dim, rows, k.narrow(dim, first, len(rows)))
-        cached_v.index_copy_(dim, rows, v.narrow(dim, first, len(rows)))
-        k, v = _without(k, first, slice_end, dim), _without(v, first, slice_end, dim)
+        first, count = start + len(self.plan.kept), len(forward.rows)
+        cache.write(call, forward.rows, k.narrow(dim, first, count), v.narrow(dim, first, count))
+        k, v = _without(k, first, first + count, dim), _without(v, first, first + count, dim)
         if mask is not None and mask.shape[-1] > 1:
-            mask = _without(mask, first, slice_end, mask.ndim - 1)
-        return append(q, k, v, mask, cached_k.narrow(dim, 0, known), cached_v.narrow(dim, 0, known), dim)
+            mask = _without(mask, first, first + count, mask.ndim - 1)
+        known = min(cache.filled + count, self.rows)
+        more_k, more_v = (rows.narrow(dim, 0, known) for rows in cache.read(call))
+        return append(q, k, v, mask, more_k, more_v, dim)
 
     def done(self, forward: Forward) -> None:
-        cache = self.caches[forward.conds]
-        if not cache.seen:  # a step cache skipped the call
-            if not cache.layers:
-                del self.caches[forward.conds]
-            return
-        if forward.dense:
-            cache.filled = len(self.ranked)
-        elif cache.seen != len(cache.layers):
-            raise UnsupportedModel(LAYERS_CHANGED)
-        elif isinstance(forward, RollingForward):
-            end = cache.next + len(forward.rows)
-            cache.filled = max(cache.filled, min(end, len(self.ranked)))
-            cache.next = end % len(self.ranked)
-
-    @property
-    def cache_bytes(self) -> int:
-        return sum(cache.bytes for cache in self.caches.values())
-
-    @property
-    def cache_place(self) -> str:
-        return "device" if self.caches else ""
+        super().done(forward)
+        if forward.rows is not None and self.caches[forward.conds].seen:
+            cache = self.caches[forward.conds]
+            cache.filled = min(cache.filled + len(forward.rows), self.rows)
 
 
-def _empty(like: torch.Tensor, dim: int, count: int) -> torch.Tensor:
-    shape = list(like.shape)
-    shape[dim] = count
-    return like.new_empty(shape)
+def refresh_order(plan: GridPlan, order: str) -> torch.Tensor:
+    """``(N - K,)`` long, the left out tokens in one of ``ORDERS``."""
+    dropped = plan.order[len(plan.kept) :]
+    if order == "random":
+        return dropped[torch.randperm(len(dropped), generator=torch.Generator().manual_seed(0))]
+    if order == "distance":
+        outside = (~plan.edit).view(plan.grid.rows, plan.grid.cols).numpy().astype(np.uint8)
+        distance = torch.from_numpy(cv2.distanceTransform(outside, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)).flatten()
+        return dropped[distance[dropped].argsort(stable=True)]
+    return dropped
 
 
 def _without(rows: torch.Tensor, first: int, end: int, dim: int) -> torch.Tensor:

@@ -1,0 +1,171 @@
+"""Keys and values of left out tokens, layer by layer, as they were captured or as they are foretold."""
+
+from __future__ import annotations
+
+import torch
+
+from ..families.base import UnsupportedModel
+from .base import AttentionCall
+from .memory import Held, Memory
+
+FORECASTS = ("hold", "linear")
+
+LAYERS_CHANGED = (
+    "HiLo Patch Model: the model's attention calls differ from those of the cached step (another node skips layers), "
+    "so cached context cannot be used; choose context low"
+)
+
+# A forecast reaches no further than this many times the distance between the two captures it is made of.
+REACH = 1.0
+
+Layers = dict[int, tuple[Held, Held]]
+
+
+class KVCache:
+    """Cached rows for one call's conditionings.
+
+    With ``linear`` two captures of every row are kept, and what is read lies on the line through them at the sigma of
+    the call (a Taylor expansion to first order, with the noise level as the variable). That is sound because the input
+    of a known token is known at every sigma.
+
+    Args:
+        memory: where layers are put.
+        rows: cached rows a layer.
+        forecast: one of ``FORECASTS``.
+
+    Attributes:
+        layers: for each attention call, keys and values.
+        step: schedule step of the last dense capture, ``None`` before it.
+        capturing: schedule step of the dense call under way.
+        filled: rows that hold something; the first ones.
+        age: ``(rows,)`` long, forwards since each row was captured.
+        seen: attention calls of the running forward.
+    """
+
+    def __init__(self, memory: Memory, rows: int, forecast: str = "hold") -> None:
+        if forecast not in FORECASTS:
+            raise ValueError(f"forecast is {forecast!r}; it must be one of {', '.join(FORECASTS)}")
+        self.memory, self.rows, self.forecast = memory, rows, forecast
+        self.layers: Layers = {}
+        self.step: int | None = None
+        self.capturing: int | None = None
+        self.filled = 0
+        self.age = torch.zeros(rows, dtype=torch.long)
+        self.seen = 0
+        self._before: Layers = {}
+        self._lent: set[Held] = set()
+        self._sigmas = torch.full((2, rows), torch.nan)  # of the last capture and of the one before it
+        self._undo = self._sigmas, self.age
+        self._weight: torch.Tensor | None = None
+
+    def begin(self, sigma: float, captured: torch.Tensor | None) -> None:
+        """A forward begins.
+
+        Args:
+            sigma: its noise level.
+            captured: ``(R,)`` long, the rows it captures.
+        """
+        self.seen = 0
+        self._undo = self._sigmas, self.age
+        self.age = self.age + 1
+        if captured is not None and len(captured):
+            self.age[captured] = 0
+            self._sigmas = self._sigmas.clone()
+            self._sigmas[1, captured] = self._sigmas[0, captured]
+            self._sigmas[0, captured] = sigma
+        last, before = self._sigmas
+        reach = ((sigma - last) / (last - before)).nan_to_num(0, 0, 0).clamp(-REACH, REACH)
+        self._weight = 1 + reach if bool(reach.any()) else None
+
+    def cancel(self) -> None:
+        """The forward did not reach the model: nothing was captured."""
+        self._sigmas, self.age = self._undo
+
+    def store(self, call: AttentionCall, k: torch.Tensor, v: torch.Tensor) -> None:
+        """A dense call's rows of one layer, ``(..., rows, ...)`` along ``call.dim``."""
+        pair = self.layers.get(call.layer)
+        if self.forecast == "linear" and pair is not None:
+            self._before[call.layer], pair = pair, self._before.get(call.layer)
+        if pair is None or pair[0] in self._lent or pair[0].shape != k.shape:
+            self.layers[call.layer] = self._hold(call, k, v)
+            return
+        self.layers[call.layer] = pair  # its memory is written over
+        for held, new in zip(pair, (k, v), strict=True):
+            held.write(None, new)
+
+    def write(self, call: AttentionCall, index: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
+        """Some fresh rows of one layer.
+
+        Args:
+            call: of the running forward.
+            index: ``(R,)`` long, which rows.
+            k, v: ``(..., R, ...)`` along ``call.dim``.
+
+        Raises:
+            UnsupportedModel: the layer was not there when the cache was filled.
+        """
+        if call.layer not in self.layers:
+            if self.filled:
+                raise UnsupportedModel(LAYERS_CHANGED)
+            self.layers[call.layer] = self._hold(call, *(_empty(one, call.dim, self.rows) for one in (k, v)))
+        pair = self.layers[call.layer]
+        if self.forecast == "linear":
+            before = self._before[call.layer] = self._own(self._before.get(call.layer), pair)
+            for held, old in zip(pair, before, strict=True):
+                rows = held.read()
+                old.write(index, rows.index_select(call.dim, index.to(rows.device)))
+        pair = self.layers[call.layer] = self._own(pair, pair)
+        for held, new in zip(pair, (k, v), strict=True):
+            held.write(index, new)
+
+    def read(self, call: AttentionCall) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of one layer, all rows.
+
+        Raises:
+            UnsupportedModel: the layer was not there when the cache was filled.
+        """
+        if call.layer not in self.layers:
+            raise UnsupportedModel(LAYERS_CHANGED)
+        for held in (*self.layers.get(call.layer + 1, ()), *self._before.get(call.layer + 1, ())):
+            held.coming()
+        k, v = (held.read() for held in self.layers[call.layer])
+        if self._weight is None or call.layer not in self._before:
+            return k, v
+        weight = self._weight.to(k).view([-1 if axis == call.dim else 1 for axis in range(k.ndim)])
+        old_k, old_v = (held.read() for held in self._before[call.layer])
+        return torch.lerp(old_k, k, weight), torch.lerp(old_v, v, weight)
+
+    def lend(self) -> Layers:
+        """The layers, for somebody else to keep: from now on they are not written to."""
+        self._lent.update(held for pair in self.layers.values() for held in pair)
+        return dict(self.layers)
+
+    def borrow(self, layers: Layers, step: int, sigma: float) -> None:
+        """Take all rows from another cache, as captured at a step of the same schedule."""
+        self.layers = {layer: (self.memory.adopt(k), self.memory.adopt(v)) for layer, (k, v) in layers.items()}
+        self._lent.update(held for pair in layers.values() for held in pair)
+        self.begin(sigma, torch.arange(self.rows))
+        self.step, self.filled = step, self.rows
+
+    def check(self) -> None:
+        """Raise ``UnsupportedModel`` where the forward had other attention calls than the captured one."""
+        if self.seen != len(self.layers):
+            raise UnsupportedModel(LAYERS_CHANGED)
+
+    def _hold(self, call: AttentionCall, k: torch.Tensor, v: torch.Tensor) -> tuple[Held, Held]:
+        return self.memory.hold(k, call.dim, call.head_dim), self.memory.hold(v, call.dim, call.head_dim)
+
+    def _own(self, pair: tuple[Held, Held] | None, like: tuple[Held, Held]) -> tuple[Held, Held]:
+        """A pair that may be written to: itself, or a copy of ``like``."""
+        if pair is not None and pair[0] not in self._lent:
+            return pair
+        return self.memory.adopt(like[0].copy()), self.memory.adopt(like[1].copy())
+
+
+def _empty(like: torch.Tensor, dim: int, count: int) -> torch.Tensor:
+    shape = list(like.shape)
+    shape[dim] = count
+    return like.new_zeros(shape)
+
+
+__all__ = ["FORECASTS", "LAYERS_CHANGED", "KVCache", "Layers"]

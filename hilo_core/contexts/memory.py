@@ -1,0 +1,262 @@
+"""Where cached keys and values live: on the device as they are, there in 8 bit, or in CPU memory.
+
+8 bit means int8 with one scale a row and head. Of Gaussian rows of 128 it keeps all but 0.7 % of the RMS; fp8 (e4m3)
+has 3 bits of mantissa and loses 2.6 %.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from threading import Lock
+from weakref import WeakSet
+
+import torch
+
+PLACES = ("auto", "device", "8 bit", "cpu")
+
+# Module lists of a DiT whose attention never holds the picture's tokens.
+_OTHER_BLOCKS = ("text", "txt", "context", "caption", "siglip", "ref_image")
+
+
+class Held:
+    """Rows of keys or values of one layer, as they are and where they came from.
+
+    Args:
+        rows: whose dimension ``dim`` counts tokens.
+        dim: 1 or 2.
+    """
+
+    place = "device"
+
+    def __init__(self, rows: torch.Tensor, dim: int) -> None:
+        self.dim, self.shape = dim, rows.shape
+        self.rows = rows.contiguous()
+
+    @property
+    def parts(self) -> Sequence[torch.Tensor]:
+        """What it is made of."""
+        return (self.rows,)
+
+    @property
+    def bytes(self) -> int:
+        return sum(part.nbytes for part in self.parts)
+
+    def coming(self) -> None:
+        """It will be read next."""
+
+    def read(self) -> torch.Tensor:
+        """The rows, on their device and in their type."""
+        return self.rows
+
+    def write(self, index: torch.Tensor | None, rows: torch.Tensor) -> None:
+        """Replace some rows, by their ``(R,)`` long index, or with ``None`` all of them."""
+        _write(self.rows, self.dim, index, rows)
+
+    def copy(self) -> Held:
+        """The same rows in memory of their own."""
+        twin = object.__new__(type(self))
+        twin.__dict__.update(
+            {name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in vars(self).items()}
+        )
+        return twin
+
+
+class EightBit(Held):
+    """On the device in int8, a scale for each row and head.
+
+    Args:
+        rows: ``(B, H, N, D)``, ``(B, N, H, D)`` or ``(B, N, H * D)``.
+        dim: which dimension counts tokens.
+        head_dim: D.
+    """
+
+    place = "8 bit"
+
+    def __init__(self, rows: torch.Tensor, dim: int, head_dim: int) -> None:
+        self.dim, self.shape, self.head_dim, self.dtype = dim, rows.shape, head_dim, rows.dtype
+        self.rows, self.scale = self._quantised(rows)
+
+    @property
+    def parts(self) -> Sequence[torch.Tensor]:
+        return self.rows, self.scale
+
+    def read(self) -> torch.Tensor:
+        heads = self.rows.to(self.dtype).mul_(self.scale.to(self.dtype))
+        return heads.flatten(-2) if len(self.shape) == 3 else heads
+
+    def write(self, index: torch.Tensor | None, rows: torch.Tensor) -> None:
+        for held, new in zip(self.parts, self._quantised(rows), strict=True):
+            _write(held, self.dim, index, new)
+
+    def _quantised(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        heads = rows.unflatten(-1, (-1, self.head_dim)) if rows.ndim == 3 else rows
+        scale = heads.abs().amax(-1, keepdim=True).float().clamp_min(1e-12) / 127
+        return (heads / scale).round_().to(torch.int8), scale
+
+
+class OnCpu(Held):
+    """In CPU memory. Where there is CUDA it is pinned, and nothing here makes the GPU wait: rows leave and arrive in
+    the background, a layer's while the layer before it is computed."""
+
+    place = "cpu"
+
+    def __init__(self, rows: torch.Tensor, dim: int) -> None:
+        self.dim, self.shape, self.device = dim, rows.shape, rows.device
+        self._arriving: tuple[torch.Tensor, torch.cuda.Event] | None = None
+        self._leaving: list[tuple[torch.Tensor | None, torch.Tensor, torch.cuda.Event]] = []
+        self.rows = torch.empty(rows.shape, dtype=rows.dtype, device="cpu", pin_memory=self._cuda)
+        self.write(None, rows)
+
+    @property
+    def _cuda(self) -> bool:
+        return self.device.type == "cuda"
+
+    def coming(self) -> None:
+        if not self._cuda or self._arriving is not None:
+            return
+        self._settle()
+        stream = _side_stream(self.device)
+        with torch.cuda.stream(stream):
+            rows = self.rows.to(self.device, non_blocking=True)
+            self._arriving = rows, _mark(stream)
+
+    def read(self) -> torch.Tensor:
+        self.coming()
+        if self._arriving is None:
+            return self.rows
+        rows = self._arrived(*self._arriving)
+        self._arriving = None
+        return rows
+
+    def write(self, index: torch.Tensor | None, rows: torch.Tensor) -> None:
+        if not self._cuda:
+            _write(self.rows, self.dim, index, rows)
+            return
+        if self._arriving is not None:  # what is on its way is out of date there: correct it on the device too
+            _write(self._arrived(*self._arriving), self.dim, index, rows)
+            self._arriving = self._arriving[0], _mark(torch.cuda.current_stream(self.device))
+        copied = torch.empty(rows.shape, dtype=rows.dtype, device="cpu", pin_memory=True)
+        copied.copy_(rows, non_blocking=True)
+        self._leaving.append((index, copied, _mark(torch.cuda.current_stream(self.device))))
+
+    def copy(self) -> Held:
+        return OnCpu(self.read(), self.dim)
+
+    def _arrived(self, rows: torch.Tensor, event: torch.cuda.Event) -> torch.Tensor:
+        current = torch.cuda.current_stream(self.device)
+        current.wait_event(event)
+        rows.record_stream(current)  # made in another stream: not to be handed out again before this one is done
+        return rows
+
+    def _settle(self) -> None:
+        """Put rows that have left the device in their place; usually they left a step ago."""
+        for index, rows, event in self._leaving:
+            event.synchronize()
+            _write(self.rows, self.dim, index, rows)
+        self._leaving.clear()
+
+
+@dataclass
+class Memory:
+    """Gives out places, within a limit of device memory that all caches of a run share.
+
+    Attributes:
+        place: one of ``PLACES``. ``auto`` keeps rows as they are where all layers fit, else in 8 bit.
+        limit: bytes of device memory, 0 for no limit. Layers beyond it go to CPU memory, whatever ``place`` is.
+        layers: attention calls of a forward that are expected, 0 where that is not known.
+    """
+
+    place: str = "auto"
+    limit: int = 0
+    layers: int = 0
+    _held: WeakSet[Held] = field(default_factory=WeakSet)
+    _lock: Lock = field(default_factory=Lock)
+
+    def __post_init__(self) -> None:
+        if self.place not in PLACES:
+            raise ValueError(f"cache_place is {self.place!r}; it must be one of {', '.join(PLACES)}")
+        if self.limit < 0:
+            raise ValueError("memory_limit is negative; it must be 0 (no limit) or more")
+
+    def hold(self, rows: torch.Tensor, dim: int, head_dim: int) -> Held:
+        """Put the keys or the values of one layer somewhere.
+
+        Args:
+            rows: see ``Held``; they are copied unless they are already contiguous.
+            dim: which dimension counts tokens.
+            head_dim: channels of a head.
+        """
+        with self._lock:
+            if self.place == "auto":  # decided once, by the first layer
+                whole = 2 * self.layers * rows.nbytes
+                self.place = "8 bit" if self.limit and whole > self.limit else "device"
+            held: Held | None = None
+            if self.place != "cpu":
+                need = rows.nbytes if self.place == "device" else rows.numel() + 4 * rows.numel() // head_dim
+                if not self.limit or self.on_device + need <= self.limit:
+                    held = Held(rows, dim) if self.place == "device" else EightBit(rows, dim, head_dim)
+            held = held or OnCpu(rows, dim)
+            self._held.add(held)
+            return held
+
+    def adopt(self, held: Held) -> Held:
+        """Count what was made elsewhere."""
+        self._held.add(held)
+        return held
+
+    @property
+    def bytes(self) -> int:
+        """Of everything that is held now."""
+        return sum(held.bytes for held in list(self._held))
+
+    @property
+    def on_device(self) -> int:
+        """Bytes held on the device."""
+        return sum(held.bytes for held in list(self._held) if held.place != "cpu")
+
+    @property
+    def places(self) -> str:
+        """Where something is held, such as ``"8 bit and cpu"``; "" where nothing is."""
+        used = {held.place for held in list(self._held)}
+        return " and ".join(place for place in PLACES if place in used)
+
+
+def expected_layers(model: torch.nn.Module) -> tuple[int, int]:
+    """Blocks of a DiT that attend to the picture, and its width: what the size of a cache is foretold from.
+
+    Read from the lists of blocks that every DiT keeps as its children. Families with fewer heads for keys (GQA) need
+    less than the width says, the few blocks with two attentions (SD3.5 medium) need more; the first layer of a run is
+    measured and not foretold.
+
+    Returns:
+        ``(blocks, width)``, zeros where the model keeps no such lists.
+    """
+    blocks = 0
+    widths: Counter[int] = Counter()
+    for name, child in model.named_children():
+        if not isinstance(child, torch.nn.ModuleList) or any(other in name for other in _OTHER_BLOCKS):
+            continue
+        blocks += len(child)
+        widths.update(module.in_features for module in child.modules() if isinstance(module, torch.nn.Linear))
+    return blocks, widths.most_common(1)[0][0] if widths else 0
+
+
+def _write(held: torch.Tensor, dim: int, index: torch.Tensor | None, rows: torch.Tensor) -> None:
+    if index is None:
+        held.copy_(rows)
+    else:
+        held.index_copy_(dim, index.to(held.device), rows)
+
+
+def _mark(stream: torch.cuda.Stream) -> torch.cuda.Event:
+    event = torch.cuda.Event()
+    event.record(stream)
+    return event
+
+
+@cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)

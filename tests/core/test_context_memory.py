@@ -1,0 +1,151 @@
+"""Cached keys and values: where they are put, how much that takes, and that they come back right."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from core.attention import HEADS, LAYERS, WIDTH, attention
+from hilo_core import make_context
+from hilo_core.contexts.memory import PLACES, EightBit, Held, Memory, OnCpu, expected_layers
+
+KEPT_CONTEXTS = {"cache": {"refresh": 0}, "rolling": {"share": 0.1}, "low + cache": {"refresh": 0}}
+GB = 1e9
+
+
+def rows(seed: int = 0, shape: tuple[int, ...] = (2, 3, 20, 64)) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("flat", [False, True])
+@pytest.mark.parametrize("place", PLACES[1:])
+@pytest.mark.parametrize("context", KEPT_CONTEXTS)
+def test_fresh_rows_are_as_good_as_computed_ones(context: str, place: str, flat: bool) -> None:
+    """At the sigma of the capture attention sees exactly what a dense call would, or within 8 bit."""
+    model = attention(make_context(context, cache_place=place, **KEPT_CONTEXTS[context]), flat)
+    first, answers = model.call(0, 0.9)
+    assert first.dense and model.error(0.9, answers) == 0
+    second, answers = model.call(1, 0.9)
+    assert not second.dense and second.canvas.tokens < model.run.plan.grid.count / 2
+    assert model.error(0.9, answers) < (0.02 if place == "8 bit" else 2e-6)
+    assert model.run.cache_place == place
+    assert model.error(0.5, model.call(2, 0.5)[1]) > 0.05, "the cache cannot know another sigma: the test is blind"
+
+
+@pytest.mark.parametrize("place", PLACES[1:])
+def test_rows_written_come_back(place: str) -> None:
+    held = Memory(place).hold(rows(), 2, 64)
+    new, index = rows(1)[:, :, :3] * 9, torch.tensor([4, 17, 0])
+    twin = held.copy()
+    held.write(index, new)
+    expected = rows().index_copy(2, index, new)
+    tolerance = dict(rtol=0.0, atol=0.15 if place == "8 bit" else 0.0)
+    torch.testing.assert_close(held.read(), expected, **tolerance)
+    torch.testing.assert_close(twin.read(), rows(), **tolerance)
+    held.write(None, rows(2))
+    torch.testing.assert_close(held.read(), rows(2), **tolerance)
+
+
+def test_eight_bit_has_a_scale_for_each_row_and_head() -> None:
+    """A loud row or head must not cost the quiet ones their bits."""
+    loud = rows()
+    loud[:, 1] *= 1000
+    loud[:, :, 5] *= 1000
+    for flat in (False, True):
+        given = loud.transpose(1, 2).flatten(2) if flat else loud
+        held = EightBit(given, 1 if flat else 2, 64)
+        assert held.read().shape == given.shape
+        back = held.read().unflatten(2, (3, 64)).transpose(1, 2) if flat else held.read()
+        error = (back - loud).square().mean(-1).sqrt() / loud.square().mean(-1).sqrt()
+        assert error.max() < 0.012 and error.mean() < 0.0075
+        assert held.bytes == loud.numel() + 4 * loud.numel() // 64
+    assert torch.equal(EightBit(torch.zeros(1, 1, 2, 8), 2, 8).read(), torch.zeros(1, 1, 2, 8))
+    assert EightBit(loud.bfloat16(), 2, 64).read().dtype == torch.bfloat16
+
+
+def test_auto_takes_eight_bit_when_all_layers_do_not_fit() -> None:
+    pair = 2 * rows().nbytes
+    roomy, tight = Memory("auto", 5 * pair, layers=5), Memory("auto", 5 * pair - 1, layers=5)
+    assert type(roomy.hold(rows(), 2, 64)) is Held
+    assert type(tight.hold(rows(), 2, 64)) is EightBit
+    assert type(Memory("auto", 0, layers=10**9).hold(rows(), 2, 64)) is Held
+
+
+@pytest.mark.parametrize("place", ["auto", "device", "8 bit"])
+def test_the_limit_is_kept_whatever_was_foretold(place: str) -> None:
+    """Layers beyond it go to the CPU, so a wrong estimate costs speed and never memory."""
+    limit = 3 * rows().nbytes
+    memory = Memory(place, limit, layers=1)
+    held = [memory.hold(rows(), 2, 64) for _ in range(20)]
+    assert memory.on_device <= limit
+    assert isinstance(held[-1], OnCpu) and not isinstance(held[0], OnCpu)
+    assert memory.places.endswith(" and cpu")
+    everything = memory.bytes
+    del held[10:]
+    assert memory.bytes < everything, "what is let go of is no longer counted"
+
+
+@pytest.mark.parametrize("context", KEPT_CONTEXTS)
+def test_a_run_says_what_it_keeps_and_stays_in_its_limit(context: str) -> None:
+    settings = KEPT_CONTEXTS[context]
+    free = attention(make_context(context, **settings))
+    assert free.run.cache_bytes == 0 and free.run.cache_place == ""
+    free.call(0, 0.9)
+    left_out = free.run.plan.grid.count - len(free.run.plan.kept)
+    assert free.run.cache_bytes == LAYERS * 2 * 2 * HEADS * WIDTH * left_out * 4 and free.run.cache_place == "device"
+    for share, places in ((0.9, "8 bit"), (0.1, "8 bit and cpu"), (0.01, "cpu")):
+        limit = free.run.cache_bytes * share / GB
+        capped = attention(make_context(context, memory_limit=limit, **settings))
+        answers = [capped.call(step, 0.9)[1] for step in range(3)][-1]
+        assert capped.run.cache_place == places
+        assert capped.run.memory.on_device <= limit * GB  # type: ignore[attr-defined]
+        assert capped.error(0.9, answers) < 0.02
+
+
+def test_a_dense_step_writes_over_the_last_one() -> None:
+    model = attention(make_context("cache", refresh=2))
+    held = []
+    for step, sigma in enumerate((0.9, 0.8, 0.7, 0.6)):
+        model.call(step, sigma)
+        held.append(model.run.cache_bytes)
+    assert held == held[:1] * 4
+    assert model.error(0.7, model.call(3, 0.7)[1]) < 2e-6, "the rows are those of the last capture"
+
+
+def test_a_forecast_takes_twice_the_memory() -> None:
+    model = attention(make_context("cache", refresh=1, forecast="linear"))
+    sizes = []
+    for step in range(4):
+        model.call(step, 0.9 - step / 10)
+        sizes.append(model.run.cache_bytes)
+    assert sizes == [sizes[0], *[2 * sizes[0]] * 3]
+
+
+class _Block(torch.nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.qkv, self.mlp = torch.nn.Linear(width, 3 * width), torch.nn.Linear(width, 4 * width)
+
+
+class _Model(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.double_blocks = torch.nn.ModuleList([_Block(32), _Block(32)])
+        self.single_blocks = torch.nn.ModuleList([_Block(32)])
+        self.context_refiner = torch.nn.ModuleList([_Block(8)] * 9)
+        self.img_in = torch.nn.Linear(4, 32)
+
+
+def test_layers_are_foretold_from_the_models_blocks() -> None:
+    assert expected_layers(_Model()) == (3, 32)
+    assert expected_layers(torch.nn.Linear(2, 2)) == (0, 0)
+
+
+@pytest.mark.parametrize(("settings", "sentence"), [
+    ({"cache_place": "disk"}, "cache_place is 'disk'; it must be one of auto, device, 8 bit, cpu"),
+    ({"memory_limit": -1.0}, "memory_limit is negative"),
+    ({"forecast": "cubic"}, "forecast is 'cubic'; it must be one of hold, linear"),
+])  # fmt: skip
+def test_bad_settings_are_told(settings: dict, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        attention(make_context("cache", **settings)).call(0, 1.0)
