@@ -39,7 +39,6 @@ class Run:
             the low tokens are averaged from ``source``.
         sigmas: ``(S + 1,)`` the schedule, for contexts that act by step.
         method: which of the tokens each step and layer computes, and what attention sees.
-        layers: attention calls expected in a forward, 0 where that is not known.
         state: the context at work.
         references: reference latents that show the source.
         work: the method at work, around the context.
@@ -58,7 +57,6 @@ class Run:
     low_clean: torch.Tensor | None = None
     sigmas: torch.Tensor | None = None
     method: Method = field(default_factory=HiLo)
-    layers: int = 0
     state: ContextRun = field(init=False)
     references: References = field(init=False)
     work: MethodRun = field(init=False)
@@ -71,7 +69,7 @@ class Run:
 
     def __post_init__(self) -> None:
         steps = 1 if self.sigmas is None else len(self.sigmas) - 1
-        self.state = self.context.start(self.plan, steps, self.layers)
+        self.state = self.context.start(self.plan, steps)
         self.work = self.method.start(self.plan, self.state, steps)
         self._edit = self.plan.edit.to(self.source.device)
         self._low_of: tuple[Canvas, torch.Tensor, torch.Tensor] | None = None

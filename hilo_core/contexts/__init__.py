@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
-from .base import AttentionCall, Context, ContextRun, Forward
+from .base import AttentionCall, Context, ContextRun, Expected, Forward
 from .cache import CacheContext, LowCacheContext, PooledCacheContext
 from .low import LowContext
 from .rolling import RollingContext
@@ -27,4 +27,4 @@ def make_context(name: str, **settings: Any) -> Context:
     return chosen(**{key: value for key, value in settings.items() if key in known})
 
 
-__all__ = ["CONTEXTS", "AttentionCall", "Context", "ContextRun", "Forward", "make_context"]
+__all__ = ["CONTEXTS", "AttentionCall", "Context", "ContextRun", "Expected", "Forward", "make_context"]

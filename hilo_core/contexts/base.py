@@ -68,6 +68,25 @@ class AttentionCall:
         return self.q.shape[-1] if self.q.ndim == 4 else self.q.shape[-1] // self.heads
 
 
+@dataclass(frozen=True)
+class Expected:
+    """What is known of a model before it is called.
+
+    Attributes:
+        layers: attention calls of a forward, 0 where that is not known.
+        width: channels of a row of keys.
+        bytes: of one number.
+        batch: pictures times conditionings that are cached.
+        free: bytes of device memory that are free.
+    """
+
+    layers: int
+    width: int
+    bytes: int
+    batch: int
+    free: int
+
+
 class ContextRun:
     """A context at work in one sampling run; this base computes a plan's canvas.
 
@@ -127,6 +146,14 @@ class ContextRun:
     def done(self, forward: Forward) -> None:
         """The call has returned."""
 
+    def expect(self, model: Expected) -> str:
+        """Prepare for a model, before its first call.
+
+        Returns:
+            One sentence on the memory it will take, "" where it takes none.
+        """
+        return ""
+
     @property
     def cache_bytes(self) -> int:
         """Bytes of keys and values it keeps."""
@@ -162,13 +189,12 @@ class Context:
         """The number of high-frequency tokens may change over the run."""
         return True
 
-    def start(self, plan: GridPlan, steps: int = 0, layers: int = 0) -> ContextRun:
+    def start(self, plan: GridPlan, steps: int = 0) -> ContextRun:
         """The context at work on a plan.
 
         Args:
             plan: on this run's grid.
             steps: of the schedule, 0 where it is not known.
-            layers: attention calls expected in a forward, 0 where that is not known.
         """
         return ContextRun(self, plan, steps)
 

@@ -15,10 +15,12 @@ import torch
 from ..canvas import Canvas
 from ..lowres import LowBlocks, low_blocks
 from ..plan import GridPlan
-from .base import AttentionCall, Context, ContextRun, Forward, KeysValuesMask, as_bias
+from .base import AttentionCall, Context, ContextRun, Expected, Forward, KeysValuesMask, as_bias
 from .kvcache import LAYERS_CHANGED, KVCache
 from .low import LowContext
 from .memory import Memory
+
+GB = 1e9
 
 # Tokens a side of the low-frequency tokens that stand in where the plan has none.
 STAND_IN_FACTOR = 4
@@ -60,8 +62,8 @@ class CacheContext(CachingContext):
     name: ClassVar[str] = "cache"
     refresh: int = 4
 
-    def start(self, plan: GridPlan, steps: int = 0, layers: int = 0) -> ContextRun:
-        return CacheRun(self, plan, steps, layers)
+    def start(self, plan: GridPlan, steps: int = 0) -> ContextRun:
+        return CacheRun(self, plan, steps)
 
 
 @dataclass(frozen=True)
@@ -99,9 +101,9 @@ class CachingRun(ContextRun):
 
     context: CachingContext
 
-    def __init__(self, context: CachingContext, plan: GridPlan, steps: int, layers: int) -> None:
+    def __init__(self, context: CachingContext, plan: GridPlan, steps: int = 0) -> None:
         super().__init__(context, plan, steps)
-        self.memory = Memory(context.cache_place, round(context.memory_limit * 1e9), layers)
+        self.memory = Memory(context.cache_place, round(context.memory_limit * GB))
         self.caches: dict[Hashable, KVCache] = {}
         self.low = LowContext()
 
@@ -109,6 +111,13 @@ class CachingRun(ContextRun):
     def rows(self) -> int:
         """Rows that a layer keeps."""
         raise NotImplementedError
+
+    def expect(self, model: Expected) -> str:
+        self.memory.layers = model.layers
+        if self.memory.limit and self.memory.place == "auto":  # half of what is free is left to the model's own work
+            self.memory.limit = max(1, min(self.memory.limit, model.free // 2))
+        captures = 2 if self.context.forecast == "linear" else 1
+        return self.memory.foretell(captures * self.rows * model.batch, model.width, model.bytes)
 
     def cache(self, conds: Hashable) -> KVCache:
         """The cache for a call's conditionings."""
@@ -156,8 +165,8 @@ class CacheRun(CachingRun):
 
     context: CacheContext  # pyright: ignore[reportIncompatibleVariableOverride]
 
-    def __init__(self, context: CacheContext, plan: GridPlan, steps: int = 0, layers: int = 0) -> None:
-        super().__init__(context, plan, steps, layers)
+    def __init__(self, context: CacheContext, plan: GridPlan, steps: int = 0) -> None:
+        super().__init__(context, plan, steps)
         smallest = round(plan.high * min(self.schedule.budget))
         plan = plan if smallest >= plan.high else plan.with_high(smallest)
         # In the order of the plan's ranking: what a larger budget computes is the beginning of what is left out.

@@ -191,8 +191,7 @@ class Memory:
         """
         with self._lock:
             if self.place == "auto":  # decided once, by the first layer
-                whole = 2 * self.layers * rows.nbytes
-                self.place = "8 bit" if self.limit and whole > self.limit else "device"
+                self.place = self._chosen(2 * self.layers * rows.nbytes)
             held: Held | None = None
             if self.place != "cpu":
                 need = rows.nbytes if self.place == "device" else rows.numel() + 4 * rows.numel() // head_dim
@@ -201,6 +200,31 @@ class Memory:
             held = held or OnCpu(rows, dim)
             self._held.add(held)
             return held
+
+    def foretell(self, rows: int, width: int, bytes: int) -> str:
+        """One sentence on the memory of a run that has not begun, "" where the model's layers are not known.
+
+        Args:
+            rows: cached rows of a layer, of all conditionings.
+            width: channels of a row.
+            bytes: of one number.
+        """
+        whole = 2 * self.layers * rows * width * bytes
+        if not whole:
+            return ""
+        place = self.place if self.place != "auto" else self._chosen(whole)
+        size = whole // bytes if place == "8 bit" else whole
+        words = {"device": "on the device", "8 bit": "in 8 bit", "cpu": "in CPU memory"}[place]
+        beyond = place != "cpu" and self.limit and size > self.limit
+        return (
+            f"keys and values of what is left out take about {size / 1e9:.2f} GB {words} "
+            f"({self.layers} layers, {rows:,} rows of {width:,})"
+            + (f", of which {(size - self.limit) / 1e9:.2f} GB go to CPU memory" if beyond else "")
+        )
+
+    def _chosen(self, whole: int) -> str:
+        """The place that ``auto`` takes for so many bytes."""
+        return "8 bit" if self.limit and whole > self.limit else "device"
 
     def adopt(self, held: Held) -> Held:
         """Count what was made elsewhere."""

@@ -53,8 +53,8 @@ class RollingContext(CachingContext):
     def takes_budgets(self) -> bool:
         return False  # a step's share is its budget
 
-    def start(self, plan: GridPlan, steps: int = 0, layers: int = 0) -> ContextRun:
-        return RollingRun(self, plan, steps, layers)
+    def start(self, plan: GridPlan, steps: int = 0) -> ContextRun:
+        return RollingRun(self, plan, steps)
 
 
 class RollingRun(CachingRun):
@@ -62,9 +62,9 @@ class RollingRun(CachingRun):
 
     context: RollingContext  # pyright: ignore[reportIncompatibleVariableOverride]
 
-    def __init__(self, context: RollingContext, plan: GridPlan, steps: int = 0, layers: int = 0) -> None:
+    def __init__(self, context: RollingContext, plan: GridPlan, steps: int = 0) -> None:
         self.ranked = refresh_order(plan, context.order)
-        super().__init__(context, plan, steps, layers)
+        super().__init__(context, plan, steps)
         self.low_factor = plan.low.factor if plan.low is not None else STAND_IN_FACTOR
         self.weight = torch.linspace(1 + context.favour, 1, len(self.ranked))
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from core.pictures import painted, picture
 from hilo_core import Grid, PlanSettings, make_plan
-from hilo_core.contexts import AttentionCall, Context, ContextRun, Forward
+from hilo_core.contexts import AttentionCall, Context, ContextRun, Expected, Forward
 from hilo_core.plan import GridPlan
 
 TEXT, HEADS, WIDTH, LAYERS = 5, 2, 16, 3
@@ -85,4 +85,6 @@ class Attention:
 
 def attention(context: Context, flat: bool = False, steps: int = 8, **options: Any) -> Attention:
     """The context at work on ``plan``, with options of it."""
-    return Attention(context.start(plan(**options), steps, LAYERS), flat)
+    run = context.start(plan(**options), steps)
+    run.expect(Expected(LAYERS, HEADS * WIDTH, 4, batch=2, free=10**12))
+    return Attention(run, flat)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 
-from core.attention import HEADS, LAYERS, WIDTH, attention
+from core.attention import HEADS, LAYERS, WIDTH, attention, plan
 from hilo_core import make_context
+from hilo_core.contexts import Expected
+from hilo_core.contexts.cache import CachingRun
 from hilo_core.contexts.memory import PLACES, EightBit, Held, Memory, OnCpu, expected_layers
 
 KEPT_CONTEXTS = {"cache": {"refresh": 0}, "rolling": {"share": 0.1}, "low + cache": {"refresh": 0}}
@@ -119,6 +124,34 @@ def test_a_forecast_takes_twice_the_memory() -> None:
         model.call(step, 0.9 - step / 10)
         sizes.append(model.run.cache_bytes)
     assert sizes == [sizes[0], *[2 * sizes[0]] * 3]
+
+
+def test_the_size_is_said_before_the_run() -> None:
+    """Flux.1 at 1024 px, batch 1: 57 blocks of 3,072, of 4,096 tokens 2,848 are left out."""
+    model = Expected(layers=57, width=3072, bytes=2, batch=1, free=10**11)
+
+    def said(free: int = 10**11, context: str = "cache", **settings: Any) -> str:
+        run = make_context(context, **settings).start(plan())
+        assert isinstance(run, CachingRun)
+        run.dropped = torch.arange(2848)  # type: ignore[attr-defined]
+        return run.expect(replace(model, free=free))
+
+    assert "about 1.99 GB on the device (57 layers, 2,848 rows of 3,072)" in said()
+    assert "about 1.00 GB in 8 bit" in said(memory_limit=1.5)
+    assert "in 8 bit" in said(memory_limit=4, free=3 * 10**9), "half of what is free is the limit, too"
+    assert "0.50 GB go to CPU memory" in said(memory_limit=0.5)
+    assert "about 1.99 GB in CPU memory" in said(cache_place="cpu")
+    assert "about 3.99 GB" in said(forecast="linear")
+    assert make_context("low").start(plan()).expect(model) == ""
+    assert make_context("cache").start(plan()).expect(replace(model, layers=0)) == ""
+
+
+@pytest.mark.parametrize("context", KEPT_CONTEXTS)
+def test_what_is_said_is_what_is_kept(context: str) -> None:
+    model = attention(make_context(context, **KEPT_CONTEXTS[context]))
+    said = model.run.expect(Expected(LAYERS, HEADS * WIDTH, 4 * 10**6, batch=2, free=10**12))
+    model.call(0, 0.9)
+    assert f"about {model.run.cache_bytes * 10**6 / GB:.2f} GB" in said
 
 
 class _Block(torch.nn.Module):
