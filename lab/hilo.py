@@ -15,11 +15,13 @@ from diffusers import FluxTransformer2DModel
 from diffusers.models.transformers import transformer_flux
 from torch import Tensor
 
-from hilo_core import Context, Grid, GridPlan, Run, TokenPlan, Window
+from hilo_core import Context, Grid, GridPlan, Method, Run, TokenPlan, Window
 from hilo_core.contexts import AttentionCall, Forward
 from hilo_core.families.base import replaced
+from hilo_core.methods import HiLo
 from lab import sampling
 from lab.dit import CONTEXT_TOKENS
+from lab.layers import Running, cutting
 
 
 def grid_of(plan: TokenPlan) -> Grid:
@@ -36,6 +38,7 @@ class Compressed:
         window: noise levels that are compressed; the others run dense.
         low: (B, 16, h, w) the encoded low-frequency picture in sampling space, else low tokens are averaged.
         steps: of the schedule, for contexts that act by step.
+        method: which of the tokens each step and layer computes, `hilo` by default.
 
     Attributes:
         run: state and counters of the last run.
@@ -48,8 +51,10 @@ class Compressed:
         window: Window | None = None,
         low: Tensor | None = None,
         steps: int = 8,
+        method: Method | None = None,
     ) -> None:
-        self.grid_plan: GridPlan = plan.on_grid(grid_of(plan), context.uses_low)
+        self.method = method or HiLo()
+        self.grid_plan: GridPlan = self.method.on_grid(plan, grid_of(plan), context.uses_low)
         self.context = context
         self.window = window or Window()
         self.low = low
@@ -58,9 +63,9 @@ class Compressed:
 
     def begin(self, source: Tensor, noise: Tensor) -> sampling.Denoise:
         """Start a run from its source latent and noise, both (B, 16, h, w)."""
-        if self.grid_plan.dense:
+        if self.method.idle(self.grid_plan):
             return sampling.denoise
-        self.run = Run(self.grid_plan, self.context, self.window, source, noise, self.low, self.sigmas)
+        self.run = Run(self.grid_plan, self.context, self.window, source, noise, self.low, self.sigmas, self.method)
         return self._denoise
 
     def _denoise(self, dit: FluxTransformer2DModel, tokens: Tensor, ids: Tensor, sigma: Tensor) -> Tensor:
@@ -72,7 +77,7 @@ class Compressed:
             return sampling.denoise(dit, tokens, ids, sigma)
         forward = run.forward(level)
         canvas = forward.canvas
-        with attending(run, forward):
+        with cutting(dit, run, forward) as running, attending(run, forward, running):
             if forward.dense:
                 velocity = sampling.denoise(dit, tokens, ids, sigma)
                 run.done(forward)
@@ -91,7 +96,7 @@ class Compressed:
 
 
 @contextmanager
-def attending(run: Run, forward: Forward) -> Iterator[None]:
+def attending(run: Run, forward: Forward, running: Running) -> Iterator[None]:
     """Let the run's context see every attention call of one forward.
 
     diffusers has no hook between its projections and its kernel, so the kernel's entry point in the module of its Flux
@@ -104,7 +109,7 @@ def attending(run: Run, forward: Forward) -> Iterator[None]:
 
     def attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, **kwargs: Any) -> Tensor:
         call = AttentionCall(next(layers), q, k, v, attn_mask, CONTEXT_TOKENS, dim=1)
-        k, v, mask = run.state.attend(forward, call)
+        k, v, mask = run.work.attend(forward, call, running.cut)
         return kernel(q, k, v, attn_mask=mask, **kwargs)
 
     with replaced(transformer_flux, "dispatch_attention_fn", attention):

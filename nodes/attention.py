@@ -11,6 +11,7 @@ from ..hilo_core.contexts import AttentionCall, Forward
 from ..hilo_core.families import Family
 from ..hilo_core.families.base import Sequence
 from ..hilo_core.references import ReferenceCall
+from .blocks import Blocks
 
 
 def override(
@@ -21,6 +22,7 @@ def override(
     sequence: Sequence,
     references: ReferenceCall | None,
     options: dict,
+    blocks: Blocks | None = None,
 ) -> Any:
     """An ``optimized_attention_override`` that shows the context, around the one that another node has set.
 
@@ -29,6 +31,7 @@ def override(
         run, forward, sequence: of this model call.
         references: of this model call, where some are packed.
         options: the call's ``transformer_options``.
+        blocks: of this model call, where they compute a part of the canvas only.
     """
     before = options.get("optimized_attention_override")
 
@@ -37,7 +40,8 @@ def override(
     ) -> Any:
         dim = 2 if kwargs.get("skip_reshape") else 1
         keys, layer = k.shape[dim], sequence.calls
-        start = family.canvas_start(model, sequence, keys)
+        fewer, cut = (0, None) if blocks is None else (blocks.fewer, blocks.cut)
+        start = family.canvas_start(model, sequence, keys + fewer)
         mask = args[0] if args else kwargs.get("mask")
         shown = mask
         if references is not None:
@@ -45,7 +49,7 @@ def override(
             references.keep(layer, k, v, starts, dim)
             shown = references.weigh(shown, q, keys, starts)
         if start is not None and start >= 0:
-            k, v, shown = run.work.attend(forward, AttentionCall(layer, q, k, v, shown, start, dim))
+            k, v, shown = run.work.attend(forward, AttentionCall(layer, q, k, v, shown, start, dim), cut)
         if references is not None:
             k, v, shown = references.recall(layer, q, k, v, shown, dim)
         sequence.calls += 1

@@ -6,7 +6,7 @@ slot of another pack is taken, an attention override that is already set is chai
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,7 +16,9 @@ from ..hilo_core import Context, Grid, Run, TokenPlan, UnsupportedModel, Window
 from ..hilo_core.families import Family
 from ..hilo_core.families.base import Sequence
 from ..hilo_core.lowres import low_picture
+from ..hilo_core.methods import HiLo, Method
 from .attention import override
+from .blocks import Blocks, why_whole
 from .conditions import flat, pack_control, shaped, why_dense, without_step_caches
 from .events import announce, told
 
@@ -37,6 +39,7 @@ class HiLoPatch:
         dense_when_unsupported: run dense, and say so, where a run cannot be compressed; else raise.
         low: ``(B, C, h, w)`` the encoded low-frequency picture, in the autoencoder's scale.
         references: pack the references of edit models that show the source picture.
+        method: which of the tokens each step and layer computes.
         node: id of the node on the page that shows what a run did, if any.
     """
 
@@ -48,6 +51,7 @@ class HiLoPatch:
     dense_when_unsupported: bool = False
     low: torch.Tensor | None = None
     references: bool = True
+    method: Method = field(default_factory=HiLo)
     node: str | None = None
 
     def apply(self, model: Any) -> Any:
@@ -104,6 +108,8 @@ class HiLoPatch:
             return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
 
         reason = why_dense(run, x, c_concat, control, options, kwargs)
+        if reason is None and self.method.cuts_layers:
+            reason = why_whole(_plain(executor.class_obj.diffusion_model), kwargs)
         if reason or not run.window.active(float(t.max())):
             if reason:
                 _say(run, f"{reason}; the model runs dense")
@@ -122,12 +128,15 @@ class HiLoPatch:
         forward = run.forward(float(t.max()), tuple(options.get("uuids") or options.get("cond_or_uncond", ())))
         sequence = Sequence(forward.canvas, run.spans)
         references = None
-        if self.references and self.family.refers:
+        if self.references and self.family.refers and not self.method.whole:
             references = run.references.begin(kwargs.get("ref_latents"), forward)
         if references is not None:
             sequence.references = references.references
+        blocks = Blocks(self.family, model, run, forward, sequence) if self.method.cuts_layers else None
+        if blocks is not None:
+            options = blocks.replaced(options)
         if forward.attends:
-            attention = override(self.family, model, run, forward, sequence, references, options)
+            attention = override(self.family, model, run, forward, sequence, references, options, blocks)
             options = {**options, "optimized_attention_override": attention}
         with self.family.positions(model, sequence):
             if forward.dense:
@@ -161,8 +170,8 @@ class HiLoPatch:
         noise, source = flat(noise), flat(latent_image)
         patch = self.family.patch_size(_plain(base.diffusion_model))
         grid = _named(Grid.of_latent, self.plan.size, tuple(source.shape[-2:]), patch)
-        plan = self.plan.on_grid(grid, self.context.uses_low)
-        if plan.dense:
+        plan = self.method.on_grid(self.plan, grid, self.context.uses_low)
+        if self.method.idle(plan):
             return self._dense("the edit region and its details cover the picture", logging.INFO)
         if not torch.count_nonzero(noise):
             return self._dense(
@@ -179,7 +188,7 @@ class HiLoPatch:
         if self.low is not None and plan.low is not None:
             low = base.process_latent_in(self.low)
             low = low.repeat(-(-source.shape[0] // low.shape[0]), 1, 1, 1)[: source.shape[0]].to(source)
-        return Run(plan, self.context, window, source, noise, low, sigmas.detach().cpu())
+        return Run(plan, self.context, window, source, noise, low, sigmas.detach().cpu(), self.method)
 
     def _refuse(self, reason: str) -> None:
         if not self.dense_when_unsupported:

@@ -7,9 +7,10 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..hilo_core import CONTEXTS, TokenPlan, UnsupportedModel, find_family, make_context
+from ..hilo_core import CONTEXTS, Context, TokenPlan, UnsupportedModel, find_family, make_context
 from .events import announce
 from .host import HiLoPatch, encode_low_picture
+from .methods import choose_method, method_inputs
 from .schema import CATEGORY, PLAN_TOOLTIP, HiLoPlan, newer
 
 log = logging.getLogger("hilo_token")
@@ -106,6 +107,7 @@ class HiLoPatchModel(io.ComfyNode):
                     "same plan, or leave it whole. A reference that shows another picture is always left whole.",
                     **newer(io.Combo.Input, advanced=True),
                 ),
+                *method_inputs(),
             ],
             hidden=[io.Hidden.unique_id],
             outputs=[
@@ -131,6 +133,12 @@ class HiLoPatchModel(io.ComfyNode):
         refresh: int = 4,
         share: float = 0.2,
         references: str = "compress",
+        method: str = "hilo",
+        ratio: float = 0.5,
+        stride: int = 2,
+        pooling: str = "mean",
+        everywhere: bool = False,
+        prompt_weight: float = 1.0,
     ) -> io.NodeOutput:
         if start_percent > end_percent:
             raise ValueError(
@@ -140,6 +148,16 @@ class HiLoPatchModel(io.ComfyNode):
         page_node = getattr(cls.hidden, "unique_id", None)
         try:
             family = find_family(diffusion_model)
+            way = choose_method(
+                method,
+                family,
+                ratio=ratio,
+                stride=stride,
+                pooling=pooling,
+                everywhere=everywhere,
+                proportional=proportional,
+                prompt_weight=prompt_weight,
+            )
         except UnsupportedModel as error:
             if on_unsupported == "dense":
                 log.warning("HiLo Patch Model: %s; it runs dense", error)
@@ -149,6 +167,8 @@ class HiLoPatchModel(io.ComfyNode):
                 f"HiLo Patch Model: {error}; bypass the node, or set on_unsupported to dense"
             ) from error
         chosen = make_context(context, proportional=proportional, refresh=refresh, share=share)
+        if not way.uses_context:
+            chosen = Context()
         if not family.attends:
             if chosen.needs_attention:
                 raise UnsupportedModel(
@@ -173,6 +193,7 @@ class HiLoPatchModel(io.ComfyNode):
             on_unsupported == "dense",
             low,
             references=references == "compress",
+            method=way,
             node=page_node,
         )
         return io.NodeOutput(patch.apply(model))

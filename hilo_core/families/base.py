@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import accumulate
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -80,6 +80,8 @@ class Family:
         note: a limit worth knowing; the README lists it.
         classes: full ``module.Class`` names that belong to it.
         attends: its attention calls can be overridden; without that, what is left out cannot be shown or weighed.
+        blocks: kinds of blocks that ComfyUI lets others replace, and the model's attribute that holds them; only where
+            a block's sequence is text, picture, references.
         refers: it takes reference latents, and ``positions`` puts ``Sequence.references`` in their place.
     """
 
@@ -87,6 +89,7 @@ class Family:
     note: str = ""
     classes: tuple[str, ...] = ()
     attends: bool = True
+    blocks: ClassVar[dict[str, str]] = {}
     refers: bool = False
 
     def check(self, model: Any) -> None:

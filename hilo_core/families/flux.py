@@ -3,6 +3,8 @@ them (comfy/ldm/chroma/model.py)."""
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from .base import Rotary
 from .references import Referring
 
@@ -13,6 +15,7 @@ class Flux(Referring):
 
     name = "Flux.1 / Flux.2"
     classes = ("comfy.ldm.flux.model.Flux",)
+    blocks: ClassVar = {"double_block": "double_blocks", "single_block": "single_blocks"}
 
 
 class Chroma(Rotary):
@@ -20,3 +23,4 @@ class Chroma(Rotary):
 
     name = "Chroma"
     classes = ("comfy.ldm.chroma.model.Chroma",)
+    blocks: ClassVar = Flux.blocks

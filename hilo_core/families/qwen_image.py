@@ -3,7 +3,7 @@ Mage-Flow (comfy/ldm/mage_flow/model.py) and Lens (comfy/ldm/lens/model.py)."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -36,6 +36,7 @@ class QwenImage(TextAfterTheHalf, Referring):
 
     name = "Qwen-Image"
     classes = ("comfy.ldm.qwen_image.model.QwenImageTransformer2DModel",)
+    blocks: ClassVar = {"double_block": "transformer_blocks"}
 
 
 class Lens(TextAfterTheHalf):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -17,6 +17,7 @@ class SD3(Family):
 
     name = "SD3 / SD3.5"
     classes = ("comfy.ldm.modules.diffusionmodules.mmdit.OpenAISignatureMMDITWrapper",)
+    blocks: ClassVar = {"double_block": "joint_blocks"}
 
     def patch_size(self, model: Any) -> int:
         patch = model.x_embedder.patch_size

@@ -6,7 +6,9 @@ from dataclasses import fields
 from typing import Any
 
 from .base import Cut, HiLo, Layer, Method, MethodRun
+from .diffcr import DiffCR
 from .lazy import Lazy
+from .sdtm import SDTM
 from .todo import HiLoToDo, ToDo
 
 METHODS: dict[str, type[Method]] = {
@@ -14,6 +16,8 @@ METHODS: dict[str, type[Method]] = {
     "lazy": Lazy,
     "todo": ToDo,
     "hilo + todo": HiLoToDo,
+    "sdtm": SDTM,
+    "diffcr": DiffCR,
 }
 
 

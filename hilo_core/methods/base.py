@@ -43,7 +43,7 @@ class Cut:
     """
 
     index: torch.Tensor
-    weight: torch.Tensor | None = None
+    weight: torch.Tensor | None
 
     def reduce(self, rows: torch.Tensor) -> torch.Tensor:
         """What the layer is given, ``(B, M, D)``, of all canvas rows ``(B, K, D)``; never a view of them, because
@@ -103,11 +103,13 @@ class Method:
         uses_context: the artist's choice of context counts; else nothing is left out that could be shown.
         needs_attention: it cannot work on a model whose attention calls cannot be overridden.
         cuts_layers: it needs a model whose blocks can be replaced.
+        whole: its canvas is the whole picture.
     """
 
     uses_context = True
     needs_attention = False
     cuts_layers = False
+    whole = False
 
     def on_grid(self, plan: TokenPlan, grid: Grid, keep_low: bool) -> GridPlan:
         """Put the plan on a token grid, see ``TokenPlan.on_grid``."""
@@ -167,6 +169,7 @@ class Whole(Method):
     """A method that computes the whole picture, only cheaper."""
 
     uses_context = False
+    whole = True
 
     def on_grid(self, plan: TokenPlan, grid: Grid, keep_low: bool) -> GridPlan:
         planned = plan.on_grid(grid, keep_low=False)

@@ -32,7 +32,8 @@ PROMISED = {
         "inputs": [
             ("model", "MODEL"), ("plan", "HILO_PLAN"), ("context", "COMBO"), ("start_percent", "FLOAT"),
             ("end_percent", "FLOAT"), ("on_unsupported", "COMBO"), ("proportional", "BOOLEAN"), ("vae", "VAE"),
-            ("refresh", "INT"), ("share", "FLOAT"), ("references", "COMBO"),
+            ("refresh", "INT"), ("share", "FLOAT"), ("references", "COMBO"), ("method", "COMBO"), ("ratio", "FLOAT"),
+            ("stride", "INT"), ("pooling", "COMBO"), ("everywhere", "BOOLEAN"), ("prompt_weight", "FLOAT"),
         ],
         "outputs": [("patched", "MODEL")],
         "options": {
