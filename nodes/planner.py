@@ -37,10 +37,10 @@ class HiLoTokenPlanner(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "preset",
-                    options=["balanced", "fast", "quality", "custom"],
+                    options=["balanced", "fast", "quality", "custom", "paper"],
                     default="balanced",
-                    tooltip="Measured settings: fast computes fewest tokens, quality most. custom uses the widgets "
-                    "below.",
+                    tooltip="Settings to begin with: fast computes fewest tokens, quality most, paper has the coarse "
+                    "low-frequency tokens of the paper. custom uses the widgets below.",
                 ),
                 io.Int.Input(
                     "dilation",
