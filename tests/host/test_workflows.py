@@ -20,7 +20,9 @@ from lab.comfyui.workflow import NOTES, to_api
 
 FOLDER = ROOT / "workflows"
 FILES = {path.stem: path for path in sorted(FOLDER.glob("*.json"))}
-EXPECTED = {"flux_fill_inpaint", "qwen_image_inpaint", "sd35_inpaint", "z_image_inpaint", "lab_fill_demo"}
+INPAINT = {"flux_fill_inpaint", "qwen_image_inpaint", "sd35_inpaint", "z_image_inpaint", "lab_fill_demo"}
+EDIT = {"flux_kontext_edit", "flux2_klein_edit", "qwen_image_edit"}
+EXPECTED = INPAINT | EDIT | {"flux_fill_outpaint", "flux_fill_batch"}
 TITLE_PX = 30  # a node's title bar lies above its position
 
 every_workflow = pytest.mark.parametrize("name", FILES)
@@ -93,7 +95,9 @@ def test_the_pack_sits_where_it_should(server: Server, name: str) -> None:
     prompt = to_api(load(name), server.object_info())
     by_kind = {entry["class_type"]: (node, entry["inputs"]) for node, entry in prompt.items()}
     planner, patch, sampler = (by_kind[kind] for kind in ("HiLoTokenPlanner", "HiLoPatchModel", "KSampler"))
-    unpack, save, picture = by_kind["HiLoUnpack"], by_kind["SaveImage"], by_kind["LoadImage"][0]
+    unpack, save = by_kind["HiLoUnpack"], by_kind["SaveImage"]
+    (picture, _), kind = planner[1]["image"], "ImagePadForOutpaint" if "outpaint" in name else "LoadImage"
+    assert picture == by_kind[kind][0]
     assert planner[1]["image"] == [picture, 0] and planner[1]["mask"] == [picture, 1]
     assert patch[1]["plan"] == [planner[0], 0] and unpack[1]["plan"] == [planner[0], 0]
     assert sampler[1]["model"] == [patch[0], 0] and unpack[1]["samples"] == [sampler[0], 0]
@@ -102,6 +106,17 @@ def test_the_pack_sits_where_it_should(server: Server, name: str) -> None:
     assert encoder[1]["pixels"] == [picture, 0]
     masked = by_kind.get("InpaintModelConditioning") or by_kind["SetLatentNoiseMask"]
     assert masked[1]["mask"] == [picture, 1]
+
+
+@pytest.mark.parametrize("name", EDIT)
+def test_an_edit_model_gets_the_picture_as_reference(server: Server, name: str) -> None:
+    prompt = to_api(load(name), server.object_info())
+    kinds = {entry["class_type"]: entry["inputs"] for entry in prompt.values()}
+    (picture,) = (node for node, entry in prompt.items() if entry["class_type"] == "LoadImage")
+    if "ReferenceLatent" in kinds:
+        assert prompt[kinds["ReferenceLatent"]["latent"][0]]["inputs"]["pixels"] == [picture, 0]
+    else:
+        assert kinds["TextEncodeQwenImageEditPlus"]["image1"] == [picture, 0]
 
 
 @every_workflow

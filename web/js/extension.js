@@ -7,9 +7,10 @@ import { addView } from './view.js'
 
 const LOOK_EVERY_MS = 50 // so a moving slider asks at most twenty times a second
 const PLAN_HEIGHT = 300
-const RUN_HEIGHT = 56
+const RUN_HEIGHT = 96
 const LAST_RUN = 'Other nodes make this picture or mask: shown as in the last run.'
 const RUN_FIRST = 'Other nodes make this picture or mask: run once to see its plan.'
+const NO_RUN = 'After a run: its tokens, speed and memory.'
 const CONNECT = 'Connect a picture and its mask to see the plan.'
 
 /** The live plan of one planner node. */
@@ -75,7 +76,7 @@ class LivePlan {
 }
 
 const plans = new Set()
-const patched = new Set()
+const patchers = new Set()
 
 setInterval(() => {
   if (!document.hidden) for (const plan of plans) if (plan.node.graph) plan.look()
@@ -95,10 +96,9 @@ app.registerExtension({
   setup() {
     api.addEventListener('hilo_token.run', ({ detail }) => {
       const id = String(detail.node).split(':').pop() // inside a subgraph: the subgraph's id, a colon, its own
-      for (const node of patched) {
+      for (const node of patchers) {
         if (String(node.id) !== id) continue
-        node.hiloView ??= addView(node, 'hilo_run_view', RUN_HEIGHT)
-        node.hiloView.lines(detail.lines)
+        node.hiloRun.lines(detail.lines)
       }
     })
   },
@@ -111,8 +111,10 @@ app.registerExtension({
       follow(node, 'onRemoved', () => plans.delete(plan))
     }
     if (node.comfyClass === 'HiLoPatchModel') {
-      patched.add(node)
-      follow(node, 'onRemoved', () => patched.delete(node))
+      node.hiloRun = addView(node, 'hilo_run_view', RUN_HEIGHT)
+      node.hiloRun.say(NO_RUN)
+      patchers.add(node)
+      follow(node, 'onRemoved', () => patchers.delete(node))
     }
   }
 })
