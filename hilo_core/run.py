@@ -165,8 +165,9 @@ class Run:
 
         Returns:
             ``tokens``, ``all_tokens``: of a compressed call (mean) and of a dense one; ``compressed_calls``,
-            ``dense_calls``; ``context``: its name; ``cache_bytes``, ``cache_place``: what the context keeps and where,
-            "" where it keeps nothing; ``dense_seconds``, ``compressed_seconds``: medians a call, ``None`` where there
+            ``dense_calls``; ``reused_calls``: dense ones that an earlier run has spared; ``context``: its name;
+            ``cache_bytes``, ``cache_place``: what the context keeps and where, "" where it keeps nothing;
+            ``dense_seconds``, ``compressed_seconds``: medians a call, ``None`` where there
             was none; ``said``: what the artist has been told.
         """
         return {
@@ -177,6 +178,7 @@ class Run:
             "context": self.context.name,
             "cache_bytes": self.state.cache_bytes + self.references.bytes,
             "cache_place": self.state.cache_place,
+            "reused_calls": self.state.reused_calls,
             "dense_seconds": self.stopwatch.median("dense"),
             "compressed_seconds": self.stopwatch.median("compressed"),
             "said": sorted(self.said),
@@ -197,6 +199,8 @@ class Run:
             parts.append(
                 f"context {facts['context']} kept {facts['cache_bytes'] / 1e9:.2f} GB ({facts['cache_place']})"
             )
+        if facts["reused_calls"]:
+            parts.append(f"{facts['reused_calls']} dense calls spared by an earlier run")
         return "; ".join(parts)
 
     def _source_tokens(self, like: torch.Tensor) -> torch.Tensor:

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from comfy.patcher_extension import WrappersMP
+from comfy.patcher_extension import CallbacksMP, WrappersMP
 
 from ..hilo_core import Context, Grid, Run, TokenPlan, UnsupportedModel, Window
+from ..hilo_core.contexts.reuse import Reuse
 from ..hilo_core.families import Family
 from ..hilo_core.families.base import Sequence
 from ..hilo_core.lowres import low_picture
@@ -21,6 +22,8 @@ from .attention import override
 from .blocks import Blocks, why_whole
 from .conditions import flat, pack_control, shaped, why_dense, without_step_caches
 from .events import announce, told
+from .foretell import expected
+from .reuse import freed_with, name, share
 
 KEY = "hilo_token"
 
@@ -40,6 +43,7 @@ class HiLoPatch:
         low: ``(B, C, h, w)`` the encoded low-frequency picture, in the autoencoder's scale.
         references: pack the references of edit models that show the source picture.
         method: which of the tokens each step and layer computes.
+        reuse: what runs of this model share, where that is wanted.
         node: id of the node on the page that shows what a run did, if any.
     """
 
@@ -52,6 +56,7 @@ class HiLoPatch:
     low: torch.Tensor | None = None
     references: bool = True
     method: Method = field(default_factory=HiLo)
+    reuse: Reuse | None = None
     node: str | None = None
 
     def apply(self, model: Any) -> Any:
@@ -60,6 +65,9 @@ class HiLoPatch:
         for kind, wrapper in ((WrappersMP.SAMPLER_SAMPLE, self.sample), (WrappersMP.APPLY_MODEL, self.apply_model)):
             patched.remove_wrappers_with_key(kind, KEY)  # a second HiLo Patch Model replaces the first
             patched.add_wrapper_with_key(kind, KEY, wrapper)
+        patched.remove_callbacks_with_key(CallbacksMP.ON_DETACH, KEY)
+        if self.reuse is not None:
+            patched.add_callback_with_key(CallbacksMP.ON_DETACH, KEY, freed_with(self.reuse))
         return patched
 
     def sample(
@@ -76,6 +84,10 @@ class HiLoPatch:
         """``SAMPLER_SAMPLE``: one ``Run`` for one sampling, reachable through the options of this sampling alone."""
         run = self._begin(guider.inner_model, sigmas, noise, latent_image)
         if run is not None:
+            foretold = run.state.expect(expected(guider, run.source))
+            if foretold:
+                log.info("HiLo Token: %s", foretold)
+            share(self.reuse, run, guider)
             options = dict(extra_args["model_options"])
             options["transformer_options"] = {**options.get("transformer_options", {}), KEY: run}
             extra_args = {**extra_args, "model_options": options}
@@ -125,7 +137,7 @@ class HiLoPatch:
             mask = torch.zeros_like(clean[:, :1])
             return base.scale_latent_inpaint(x=clean, sigma=sigma, noise=noise, latent_image=clean, denoise_mask=mask)
 
-        forward = run.forward(float(t.max()), tuple(options.get("uuids") or options.get("cond_or_uncond", ())))
+        forward = run.forward(float(t.max()), name(run, options, control, c_concat, c_crossattn, kwargs))
         sequence = Sequence(forward.canvas, run.spans)
         references = None
         if self.references and self.family.refers and not self.method.whole:

@@ -8,6 +8,9 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..hilo_core import CONTEXTS, Context, TokenPlan, UnsupportedModel, find_family, make_context
+from ..hilo_core.contexts.cache import GB
+from ..hilo_core.contexts.reuse import Reuse
+from .contexts import context_inputs
 from .events import announce
 from .host import HiLoPatch, encode_low_picture
 from .methods import choose_method, method_inputs
@@ -108,6 +111,7 @@ class HiLoPatchModel(io.ComfyNode):
                     **newer(io.Combo.Input, advanced=True),
                 ),
                 *method_inputs(),
+                *context_inputs(),
             ],
             hidden=[io.Hidden.unique_id],
             outputs=[
@@ -139,6 +143,11 @@ class HiLoPatchModel(io.ComfyNode):
         pooling: str = "mean",
         everywhere: bool = False,
         prompt_weight: float = 1.0,
+        memory_limit: float = 4.0,
+        cache_place: str = "auto",
+        forecast: str = "linear",
+        warm: bool = True,
+        reuse: bool = False,
     ) -> io.NodeOutput:
         if start_percent > end_percent:
             raise ValueError(
@@ -166,7 +175,16 @@ class HiLoPatchModel(io.ComfyNode):
             raise UnsupportedModel(
                 f"HiLo Patch Model: {error}; bypass the node, or set on_unsupported to dense"
             ) from error
-        chosen = make_context(context, proportional=proportional, refresh=refresh, share=share)
+        chosen = make_context(
+            context,
+            proportional=proportional,
+            refresh=refresh,
+            share=share,
+            memory_limit=memory_limit,
+            cache_place=cache_place,
+            forecast=forecast,
+            warm=warm,
+        )
         if not way.uses_context:
             chosen = Context()
         if not family.attends:
@@ -194,6 +212,7 @@ class HiLoPatchModel(io.ComfyNode):
             low,
             references=references == "compress",
             method=way,
+            reuse=Reuse(round(memory_limit * GB)) if reuse else None,
             node=page_node,
         )
         return io.NodeOutput(patch.apply(model))

@@ -155,6 +155,11 @@ class ContextRun:
         return ""
 
     @property
+    def reused_calls(self) -> int:
+        """Dense calls that an earlier run has spared this one."""
+        return 0
+
+    @property
     def cache_bytes(self) -> int:
         """Bytes of keys and values it keeps."""
         return 0

@@ -19,6 +19,7 @@ from .base import AttentionCall, Context, ContextRun, Expected, Forward, KeysVal
 from .kvcache import LAYERS_CHANGED, KVCache
 from .low import LowContext
 from .memory import Memory
+from .reuse import ReuseOfRun
 
 GB = 1e9
 
@@ -97,15 +98,18 @@ class CachingRun(ContextRun):
     Attributes:
         caches: by conditionings.
         memory: where they live.
+        reuse: what earlier runs have captured, where that is wanted.
     """
 
     context: CachingContext
 
     def __init__(self, context: CachingContext, plan: GridPlan, steps: int = 0) -> None:
         super().__init__(context, plan, steps)
-        self.memory = Memory(context.cache_place, round(context.memory_limit * GB))
+        captures = 2 if context.forecast == "linear" else 1
+        self.memory = Memory(context.cache_place, round(context.memory_limit * GB), captures=captures)
         self.caches: dict[Hashable, KVCache] = {}
         self.low = LowContext()
+        self.reuse: ReuseOfRun | None = None
 
     @property
     def rows(self) -> int:
@@ -116,8 +120,7 @@ class CachingRun(ContextRun):
         self.memory.layers = model.layers
         if self.memory.limit and self.memory.place == "auto":  # half of what is free is left to the model's own work
             self.memory.limit = max(1, min(self.memory.limit, model.free // 2))
-        captures = 2 if self.context.forecast == "linear" else 1
-        return self.memory.foretell(captures * self.rows * model.batch, model.width, model.bytes)
+        return self.memory.foretell(self.rows * model.batch, model.width, model.bytes)
 
     def cache(self, conds: Hashable) -> KVCache:
         """The cache for a call's conditionings."""
@@ -126,11 +129,19 @@ class CachingRun(ContextRun):
         return self.caches[conds]
 
     def dense(self, step: int, conds: Hashable) -> Forward:
-        """A dense call fills the cache, or renews it."""
+        """A dense call fills the cache, or renews it; where an earlier run has been here, its rows do as well."""
         cache = self.cache(conds)
+        kept = self.reuse.find(conds, self.sigma) if self.reuse else None
+        if kept is not None:
+            cache.borrow(kept, step, self.sigma)
+            return self.reading(step, conds, cache)
         cache.begin(self.sigma, torch.arange(self.rows))
         cache.capturing = step
         return Forward(self.whole, dense=True, attends=True, conds=conds, cached=True)
+
+    def reading(self, step: int, conds: Hashable, cache: KVCache) -> Forward:
+        """A compressed call that reads the cache."""
+        raise NotImplementedError
 
     def stand_in(self, conds: Hashable) -> Forward:
         """A call in which low-frequency tokens stand in for what is not cached yet."""
@@ -148,8 +159,14 @@ class CachingRun(ContextRun):
             cache.cancel()
         elif forward.dense:
             cache.step, cache.filled = cache.capturing, self.rows
+            if self.reuse:
+                self.reuse.keep(forward.conds, self.sigma, cache.layers)
         else:
             cache.check()
+
+    @property
+    def reused_calls(self) -> int:
+        return self.reuse.calls if self.reuse else 0
 
     @property
     def cache_bytes(self) -> int:
@@ -188,6 +205,9 @@ class CacheRun(CachingRun):
         due = refresh and (step - self.first) % refresh == 0 and cache.step != step
         if cache.step is None or due:
             return self.dense(step, conds)
+        return self.reading(step, conds, cache)
+
+    def reading(self, step: int, conds: Hashable, cache: KVCache) -> Forward:
         cache.begin(self.sigma, None)
         return Forward(self.canvas_at(step), attends=True, conds=conds, cached=True)
 

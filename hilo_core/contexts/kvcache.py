@@ -53,7 +53,6 @@ class KVCache:
         self.age = torch.zeros(rows, dtype=torch.long)
         self.seen = 0
         self._before: Layers = {}
-        self._lent: set[Held] = set()
         self._sigmas = torch.full((2, rows), torch.nan)  # of the last capture and of the one before it
         self._undo = self._sigmas, self.age
         self._weight: torch.Tensor | None = None
@@ -86,7 +85,7 @@ class KVCache:
         pair = self.layers.get(call.layer)
         if self.forecast == "linear" and pair is not None:
             self._before[call.layer], pair = pair, self._before.get(call.layer)
-        if pair is None or pair[0] in self._lent or pair[0].shape != k.shape:
+        if pair is None or pair[0].shape != k.shape:
             self.layers[call.layer] = self._hold(call, k, v)
             return
         self.layers[call.layer] = pair  # its memory is written over
@@ -110,11 +109,11 @@ class KVCache:
             self.layers[call.layer] = self._hold(call, *(_empty(one, call.dim, self.rows) for one in (k, v)))
         pair = self.layers[call.layer]
         if self.forecast == "linear":
-            before = self._before[call.layer] = self._own(self._before.get(call.layer), pair)
-            for held, old in zip(pair, before, strict=True):
+            if call.layer not in self._before:
+                self._before[call.layer] = self._copies(pair)
+            for held, old in zip(pair, self._before[call.layer], strict=True):
                 rows = held.read()
                 old.write(index, rows.index_select(call.dim, index.to(rows.device)))
-        pair = self.layers[call.layer] = self._own(pair, pair)
         for held, new in zip(pair, (k, v), strict=True):
             held.write(index, new)
 
@@ -135,15 +134,11 @@ class KVCache:
         old_k, old_v = (held.read() for held in self._before[call.layer])
         return torch.lerp(old_k, k, weight), torch.lerp(old_v, v, weight)
 
-    def lend(self) -> Layers:
-        """The layers, for somebody else to keep: from now on they are not written to."""
-        self._lent.update(held for pair in self.layers.values() for held in pair)
-        return dict(self.layers)
-
     def borrow(self, layers: Layers, step: int, sigma: float) -> None:
-        """Take all rows from another cache, as captured at a step of the same schedule."""
-        self.layers = {layer: (self.memory.adopt(k), self.memory.adopt(v)) for layer, (k, v) in layers.items()}
-        self._lent.update(held for pair in layers.values() for held in pair)
+        """Copy all rows from somebody who captured them at a step of the same schedule."""
+        if self.forecast == "linear":
+            self._before = self.layers
+        self.layers = {layer: self._copies(pair) for layer, pair in layers.items()}
         self.begin(sigma, torch.arange(self.rows))
         self.step, self.filled = step, self.rows
 
@@ -155,11 +150,8 @@ class KVCache:
     def _hold(self, call: AttentionCall, k: torch.Tensor, v: torch.Tensor) -> tuple[Held, Held]:
         return self.memory.hold(k, call.dim, call.head_dim), self.memory.hold(v, call.dim, call.head_dim)
 
-    def _own(self, pair: tuple[Held, Held] | None, like: tuple[Held, Held]) -> tuple[Held, Held]:
-        """A pair that may be written to: itself, or a copy of ``like``."""
-        if pair is not None and pair[0] not in self._lent:
-            return pair
-        return self.memory.adopt(like[0].copy()), self.memory.adopt(like[1].copy())
+    def _copies(self, pair: tuple[Held, Held]) -> tuple[Held, Held]:
+        return self.memory.copy(pair[0]), self.memory.copy(pair[1])
 
 
 def _empty(like: torch.Tensor, dim: int, count: int) -> torch.Tensor:

@@ -25,14 +25,15 @@ class Held:
     """Rows of keys or values of one layer, as they are and where they came from.
 
     Args:
-        rows: whose dimension ``dim`` counts tokens.
-        dim: 1 or 2.
+        rows: ``(B, H, N, D)``, ``(B, N, H, D)`` or ``(B, N, H * D)``.
+        dim: which dimension counts tokens.
+        head_dim: D.
     """
 
     place = "device"
 
-    def __init__(self, rows: torch.Tensor, dim: int) -> None:
-        self.dim, self.shape = dim, rows.shape
+    def __init__(self, rows: torch.Tensor, dim: int, head_dim: int) -> None:
+        self.dim, self.shape, self.head_dim = dim, rows.shape, head_dim
         self.rows = rows.contiguous()
 
     @property
@@ -55,23 +56,9 @@ class Held:
         """Replace some rows, by their ``(R,)`` long index, or with ``None`` all of them."""
         _write(self.rows, self.dim, index, rows)
 
-    def copy(self) -> Held:
-        """The same rows in memory of their own."""
-        twin = object.__new__(type(self))
-        twin.__dict__.update(
-            {name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in vars(self).items()}
-        )
-        return twin
-
 
 class EightBit(Held):
-    """On the device in int8, a scale for each row and head.
-
-    Args:
-        rows: ``(B, H, N, D)``, ``(B, N, H, D)`` or ``(B, N, H * D)``.
-        dim: which dimension counts tokens.
-        head_dim: D.
-    """
+    """On the device in int8, a scale for each row and head."""
 
     place = "8 bit"
 
@@ -103,8 +90,8 @@ class OnCpu(Held):
 
     place = "cpu"
 
-    def __init__(self, rows: torch.Tensor, dim: int) -> None:
-        self.dim, self.shape, self.device = dim, rows.shape, rows.device
+    def __init__(self, rows: torch.Tensor, dim: int, head_dim: int) -> None:
+        self.dim, self.shape, self.head_dim, self.device = dim, rows.shape, head_dim, rows.device
         self._arriving: tuple[torch.Tensor, torch.cuda.Event] | None = None
         self._leaving: list[tuple[torch.Tensor | None, torch.Tensor, torch.cuda.Event]] = []
         self.rows = torch.empty(rows.shape, dtype=rows.dtype, device="cpu", pin_memory=self._cuda)
@@ -142,9 +129,6 @@ class OnCpu(Held):
         copied.copy_(rows, non_blocking=True)
         self._leaving.append((index, copied, _mark(torch.cuda.current_stream(self.device))))
 
-    def copy(self) -> Held:
-        return OnCpu(self.read(), self.dim)
-
     def _arrived(self, rows: torch.Tensor, event: torch.cuda.Event) -> torch.Tensor:
         current = torch.cuda.current_stream(self.device)
         current.wait_event(event)
@@ -167,11 +151,13 @@ class Memory:
         place: one of ``PLACES``. ``auto`` keeps rows as they are where all layers fit, else in 8 bit.
         limit: bytes of device memory, 0 for no limit. Layers beyond it go to CPU memory, whatever ``place`` is.
         layers: attention calls of a forward that are expected, 0 where that is not known.
+        captures: how many captures of each row are kept.
     """
 
     place: str = "auto"
     limit: int = 0
     layers: int = 0
+    captures: int = 1
     _held: WeakSet[Held] = field(default_factory=WeakSet)
     _lock: Lock = field(default_factory=Lock)
 
@@ -191,13 +177,13 @@ class Memory:
         """
         with self._lock:
             if self.place == "auto":  # decided once, by the first layer
-                self.place = self._chosen(2 * self.layers * rows.nbytes)
+                self.place = self._chosen(2 * self.layers * self.captures * rows.nbytes)
             held: Held | None = None
             if self.place != "cpu":
                 need = rows.nbytes if self.place == "device" else rows.numel() + 4 * rows.numel() // head_dim
                 if not self.limit or self.on_device + need <= self.limit:
-                    held = Held(rows, dim) if self.place == "device" else EightBit(rows, dim, head_dim)
-            held = held or OnCpu(rows, dim)
+                    held = (Held if self.place == "device" else EightBit)(rows, dim, head_dim)
+            held = held or OnCpu(rows, dim, head_dim)
             self._held.add(held)
             return held
 
@@ -209,7 +195,7 @@ class Memory:
             width: channels of a row.
             bytes: of one number.
         """
-        whole = 2 * self.layers * rows * width * bytes
+        whole = 2 * self.layers * self.captures * rows * width * bytes
         if not whole:
             return ""
         place = self.place if self.place != "auto" else self._chosen(whole)
@@ -218,7 +204,8 @@ class Memory:
         beyond = place != "cpu" and self.limit and size > self.limit
         return (
             f"keys and values of what is left out take about {size / 1e9:.2f} GB {words} "
-            f"({self.layers} layers, {rows:,} rows of {width:,})"
+            f"({self.layers} layers, {rows:,} rows of {width:,}"
+            + (f", {self.captures} captures)" if self.captures > 1 else ")")
             + (f", of which {(size - self.limit) / 1e9:.2f} GB go to CPU memory" if beyond else "")
         )
 
@@ -226,10 +213,9 @@ class Memory:
         """The place that ``auto`` takes for so many bytes."""
         return "8 bit" if self.limit and whole > self.limit else "device"
 
-    def adopt(self, held: Held) -> Held:
-        """Count what was made elsewhere."""
-        self._held.add(held)
-        return held
+    def copy(self, held: Held) -> Held:
+        """The same rows in memory of their own, wherever there is room."""
+        return self.hold(held.read().clone(), held.dim, held.head_dim)
 
     @property
     def bytes(self) -> int:

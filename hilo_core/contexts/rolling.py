@@ -78,6 +78,9 @@ class RollingRun(CachingRun):
         cache = self.cache(conds)
         if self.context.warm and cache.step is None:
             return self.dense(step, conds)
+        return self.reading(step, conds, cache)
+
+    def reading(self, step: int, conds: Hashable, cache: KVCache) -> Forward:
         rows, canvas = self._slice(cache)
         cache.begin(self.sigma, rows)
         return Forward(canvas, attends=True, conds=conds, cached=True, rows=rows)

@@ -32,10 +32,12 @@ class Attention:
     Attributes:
         run: the context at work.
         flat: heads are merged, ``(B, N, H * D)``, else ``(B, H, N, D)``.
+        conds: name of the conditionings.
     """
 
     run: ContextRun
     flat: bool = False
+    conds: str = "conds"
 
     def __post_init__(self) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -52,7 +54,7 @@ class Attention:
         Low tokens get keys and values of zeros.
         """
         self.run.sigma = sigma
-        forward = self.run.forward(step, "conds")
+        forward = self.run.forward(step, self.conds)
         answers = []
         for layer in range(layers):
             rows = self.rows(layer, sigma)

@@ -39,9 +39,10 @@ def test_fresh_rows_are_as_good_as_computed_ones(context: str, place: str, flat:
 
 @pytest.mark.parametrize("place", PLACES[1:])
 def test_rows_written_come_back(place: str) -> None:
-    held = Memory(place).hold(rows(), 2, 64)
+    memory = Memory(place)
+    held = memory.hold(rows(), 2, 64)
     new, index = rows(1)[:, :, :3] * 9, torch.tensor([4, 17, 0])
-    twin = held.copy()
+    twin = memory.copy(held)
     held.write(index, new)
     expected = rows().index_copy(2, index, new)
     tolerance = dict(rtol=0.0, atol=0.15 if place == "8 bit" else 0.0)

@@ -1,0 +1,158 @@
+"""Keys and values captured in one run, for the next run on the same picture.
+
+An artist tries ten seeds on one picture. What is left out is the same known picture under other noise, so the keys and
+values of a dense step can serve the next run in place of its own dense step. They are exact for the same seed and close
+for another one; lab/results says how close.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from threading import Lock
+from typing import Any
+from weakref import ReferenceType, ref
+
+import torch
+
+from .memory import Held, OnCpu
+
+Layers = dict[int, tuple[Held, Held]]
+
+
+@dataclass
+class Reuse:
+    """Captured layers, in CPU memory; the oldest go first. They are gone when their model is.
+
+    Attributes:
+        limit: bytes, 0 for no limit.
+    """
+
+    limit: int = 0
+    _kept: OrderedDict[Hashable, tuple[ReferenceType[Any], Layers]] = field(default_factory=OrderedDict)
+    _lock: Lock = field(default_factory=Lock)
+
+    def of_run(self, model: Any, *identity: Any) -> ReuseOfRun:
+        """What a run may take and give.
+
+        Args:
+            model: whose keys and values they are; it is not kept alive.
+            identity: all that the captured rows depend on besides the conditionings and the noise level; see
+                ``digest``.
+        """
+        return ReuseOfRun(self, ref(model, self._drop), digest(id(model), *identity))
+
+    def find(self, key: Hashable) -> Layers | None:
+        """What is kept under a key."""
+        with self._lock:
+            found = self._kept.get(key)
+            if found is None or found[0]() is None:
+                return None
+            self._kept.move_to_end(key)
+            return found[1]
+
+    def keep(self, key: Hashable, model: ReferenceType[Any], layers: Layers) -> None:
+        """Keep a copy of captured layers, if it fits at all."""
+        size = sum(2 * held.read().nbytes for held, _ in layers.values())
+        if self.limit and size > self.limit:
+            return
+        copies: Layers = {
+            layer: (OnCpu(k.read(), k.dim, k.head_dim), OnCpu(v.read(), v.dim, v.head_dim))
+            for layer, (k, v) in layers.items()
+        }
+        with self._lock:
+            self._kept[key] = model, copies
+            while self.limit and self.bytes > self.limit:
+                self._kept.popitem(last=False)
+
+    def clear(self) -> None:
+        """Let go of everything."""
+        with self._lock:
+            self._kept.clear()
+
+    @property
+    def bytes(self) -> int:
+        return sum(held.bytes for _, layers in self._kept.values() for pair in layers.values() for held in pair)
+
+    def _drop(self, model: ReferenceType[Any]) -> None:
+        for key in [key for key, (owner, _) in list(self._kept.items()) if owner is model or owner() is None]:
+            self._kept.pop(key, None)
+
+
+@dataclass
+class ReuseOfRun:
+    """One run's view of what is kept.
+
+    Attributes:
+        kept: shared by all runs of one patched model.
+        model: the run's.
+        identity: of the run.
+        conds: conditionings that are known by their content.
+        calls: dense calls that were spared.
+    """
+
+    kept: Reuse
+    model: ReferenceType[Any]
+    identity: str
+    conds: dict[Hashable, str] = field(default_factory=dict)
+    calls: int = 0
+
+    def name(self, conds: Hashable, *content: Any) -> str:
+        """Conditionings by their content, looked at once a run.
+
+        Args:
+            conds: the host's own name of them, for this run alone.
+            content: see ``digest``.
+        """
+        if conds not in self.conds:
+            self.conds[conds] = digest(*content)
+        return self.conds[conds]
+
+    def find(self, conds: Hashable, sigma: float) -> Layers | None:
+        """Layers captured at this noise level in an earlier run."""
+        found = self.kept.find(self._key(conds, sigma)) if conds in self.conds.values() else None
+        self.calls += found is not None
+        return found
+
+    def keep(self, conds: Hashable, sigma: float, layers: Layers) -> None:
+        """Keep what was captured."""
+        if conds in self.conds.values():
+            self.kept.keep(self._key(conds, sigma), self.model, layers)
+
+    def _key(self, conds: Hashable, sigma: float) -> Hashable:
+        return self.identity, conds, round(sigma, 6)
+
+
+def digest(*parts: Any) -> str:
+    """A fingerprint of tensors, numbers, strings, and of tuples, lists and dicts of them.
+
+    Raises:
+        TypeError: a part of another kind, whose content cannot be known.
+    """
+    state = hashlib.blake2b(digest_size=16)
+    _feed(state, parts)
+    return state.hexdigest()
+
+
+def _feed(state: Any, part: Any) -> None:
+    state.update(type(part).__name__.encode())
+    if isinstance(part, torch.Tensor):
+        state.update(f"{tuple(part.shape)}{part.dtype}".encode())
+        state.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    elif isinstance(part, (list, tuple)):
+        state.update(str(len(part)).encode())
+        for one in part:
+            _feed(state, one)
+    elif isinstance(part, dict):
+        for key in sorted(part, key=str):
+            _feed(state, key)
+            _feed(state, part[key])
+    elif part is None or isinstance(part, (int, float, str, bytes)):
+        state.update(repr(part).encode() + b";")
+    else:
+        raise TypeError(f"the content of {type(part).__name__} cannot be known")
+
+
+__all__ = ["Reuse", "ReuseOfRun", "digest"]

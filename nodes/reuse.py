@@ -1,0 +1,71 @@
+"""Which runs may share keys and values (``hilo_core.contexts.reuse``): all that these depend on, read from the host."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Any
+
+from ..hilo_core import Run
+from ..hilo_core.contexts.cache import CachingRun
+from ..hilo_core.contexts.reuse import Reuse
+
+
+def share(reuse: Reuse | None, run: Run, guider: Any) -> None:
+    """Let a run take from earlier runs and give to later ones, where what it depends on can be known.
+
+    Args:
+        reuse: of the patched model, ``None`` where the artist has not asked for it.
+        run: about to begin.
+        guider: of the sampling.
+    """
+    patcher = guider.model_patcher
+    replaced = any(name.split(".")[0] == "diffusion_model" for name in patcher.object_patches)
+    if reuse is None or not isinstance(run.state, CachingRun) or replaced:
+        return
+    plan = run.plan
+    run.state.reuse = reuse.of_run(
+        guider.inner_model,
+        str(patcher.patches_uuid),  # weights: a LoRA or another strength of it changes this
+        run.source,
+        (plan.grid.rows, plan.grid.cols, plan.kept, plan.order),
+        run.sigmas,
+        (repr(run.context), repr(run.method), run.window.start, run.window.end),
+    )
+
+
+def name(run: Run, options: dict, control: Any, *content: Any) -> Hashable:
+    """The conditionings of a model call: by their content where runs share, else by the host's name for this run.
+
+    Args:
+        run: of the call.
+        options: its ``transformer_options``.
+        control: ControlNet residuals, which follow the noise: nothing is shared with them.
+        content: everything else that conditions the call.
+    """
+    uuids = tuple(options.get("uuids") or options.get("cond_or_uncond", ()))
+    reuse = run.state.reuse if isinstance(run.state, CachingRun) else None
+    others = ("patches", "patches_replace", "optimized_attention_override")
+    if reuse is None or control or any(options.get(other) for other in others) or _hooks(reuse.model()):
+        return uuids
+    try:
+        return reuse.name(uuids, *content)
+    except TypeError:  # a conditioning of a kind whose content cannot be compared
+        return uuids
+
+
+def freed_with(reuse: Reuse) -> Callable[[Any, bool], None]:
+    """An ``ON_DETACH`` callback: what is kept goes when the host unloads the model, not when clones take turns."""
+
+    def detached(patcher: Any, unpatch_all: bool) -> None:
+        if unpatch_all:
+            reuse.clear()
+
+    return detached
+
+
+def _hooks(base: Any) -> bool:
+    """Hooks change weights from step to step, and ``patches_uuid`` does not tell."""
+    return bool(getattr(getattr(base, "current_patcher", None), "current_hooks", None))
+
+
+__all__ = ["freed_with", "name", "share"]

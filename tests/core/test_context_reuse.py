@@ -1,0 +1,108 @@
+"""Keys and values of one run serve the next, when everything but the seed is the same."""
+
+from __future__ import annotations
+
+import gc
+from typing import Any
+
+import pytest
+import torch
+
+from core.attention import Attention, attention
+from hilo_core import make_context
+from hilo_core.contexts.cache import CachingRun
+from hilo_core.contexts.reuse import Reuse, digest
+
+SETTINGS = {"cache": {"refresh": 2}, "rolling": {"share": 0.2}, "pooled cache": {"refresh": 2}}
+
+
+class Model:
+    """Something that lives and dies."""
+
+
+def started(reuse: Reuse, model: Model, context: str = "cache", prompt: str = "a cat", **settings: Any) -> Attention:
+    """A run whose conditionings are known by their content."""
+    one = attention(make_context(context, **(SETTINGS[context] | settings)))
+    assert isinstance(one.run, CachingRun)
+    one.run.reuse = reuse.of_run(model, "plan", torch.arange(3))
+    one.conds = one.run.reuse.name("uuid of this run", prompt)
+    return one
+
+
+def dense(one: Attention, steps: int = 4) -> list[bool]:
+    return [one.call(step, 0.9 - step / 10)[0].dense for step in range(steps)]
+
+
+@pytest.mark.parametrize("forecast", ["hold", "linear"])
+@pytest.mark.parametrize("context", SETTINGS)
+def test_the_next_run_needs_no_dense_step(context: str, forecast: str) -> None:
+    reuse, model = Reuse(), Model()
+    first, second = (started(reuse, model, context, forecast=forecast) for _ in range(2))
+    spared = dense(first)
+    assert any(spared) and not any(dense(second))
+    assert second.run.reuse.calls == sum(spared)  # type: ignore[attr-defined]
+    if context != "pooled cache":  # an average is no dense step
+        third = started(reuse, model, context, forecast=forecast)
+        assert third.error(0.9, third.call(0, 0.9)[1]) < 5e-6
+
+
+def test_what_a_run_writes_does_not_reach_the_next() -> None:
+    """Rolling writes fresh rows into its cache; what is kept stays as it was captured."""
+    reuse, model = Reuse(), Model()
+    for _ in range(3):
+        one = started(reuse, model, "rolling", share=0.5)
+        assert one.error(0.9, one.call(0, 0.9)[1]) < 5e-6
+        for step in range(1, 5):
+            one.call(step, 0.9 - step / 10)
+
+
+def test_another_prompt_plan_level_or_model_is_not_served() -> None:
+    reuse, model, other = Reuse(), Model(), Model()
+    dense(started(reuse, model))
+    assert dense(started(reuse, model, prompt="a dog"))[0]
+    assert dense(started(reuse, other))[0]
+    moved = started(reuse, model)
+    moved.run.reuse = reuse.of_run(model, "plan", torch.arange(1, 4))  # type: ignore[attr-defined]
+    moved.conds = moved.run.reuse.name("uuid", "a cat")  # type: ignore[attr-defined]
+    assert dense(moved)[0]
+    assert started(reuse, model).call(0, 0.91)[0].dense
+    unknown = started(reuse, model)
+    unknown.conds = "uuid of this run"  # of unknown content
+    assert dense(unknown)[0]
+
+
+def test_it_stays_in_its_limit_and_the_oldest_goes_first() -> None:
+    model, probe = Model(), Reuse()
+    dense(started(probe, model, refresh=0), 1)
+    size = probe.bytes
+    reuse = Reuse(limit=2 * size)
+    for prompt in ("one", "two", "three"):
+        dense(started(reuse, model, prompt=prompt, refresh=0), 1)
+        assert reuse.bytes <= reuse.limit
+    served = [not dense(started(reuse, model, prompt=prompt, refresh=0), 1)[0] for prompt in ("three", "two", "one")]
+    assert served == [True, True, False]
+    small = Reuse(limit=size - 1)
+    dense(started(small, model, refresh=0), 1)
+    assert small.bytes == 0
+    reuse.clear()
+    assert reuse.bytes == 0
+
+
+def test_it_is_gone_with_the_model() -> None:
+    reuse, model = Reuse(), Model()
+    dense(started(reuse, model))
+    assert reuse.bytes > 0
+    del model
+    gc.collect()
+    assert reuse.bytes == 0
+
+
+def test_fingerprints() -> None:
+    x = torch.arange(6.0)
+    different = [(), (x,), (x.view(2, 3),), (x + 1,), (x.double(),), (x.bfloat16(),), (None,), ("",), (0,), (False,),
+                 ([x],), ({"a": x},), ({"b": x},), ((x, x),), (torch.zeros(0),), (torch.tensor(1.0),)]  # fmt: skip
+    assert len({digest(*parts) for parts in different}) == len(different)
+    assert digest({"a": 1, "b": x}) == digest({"b": x.clone(), "a": 1})
+    assert digest(x[::2]) == digest(x[::2].clone())
+    with pytest.raises(TypeError, match="Model cannot be known"):
+        digest(Model())

@@ -1,0 +1,159 @@
+"""Where a run of the real host keeps its keys and values, and what the next run takes over."""
+
+from __future__ import annotations
+
+import gc
+import logging
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+import comfy.model_management
+import pytest
+import torch
+
+from host import tiny
+from host.attention import count_attention_tokens
+from host.inpaint import Job
+
+FLUX = "flux_fill"
+
+
+def facts_of(job: Job, patcher: Any, monkeypatch: pytest.MonkeyPatch, **options: Any) -> tuple[torch.Tensor, dict]:
+    """A result and what its run reports."""
+    core = import_module(f"{job.pack.__name__}.hilo_core.run")
+    runs: list[Any] = []
+    begun = core.Run.__post_init__
+
+    def begin(self: Any) -> None:
+        begun(self)
+        runs.append(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(core.Run, "__post_init__", begin)
+        result = job.sample(patcher, **{"steps": 4, **options})
+    assert len(runs) == 1
+    return result, runs[0].facts()
+
+
+@pytest.mark.parametrize("context", ["cache", "rolling"])
+@pytest.mark.parametrize("name", [FLUX, "sd3"])
+def test_every_place_gives_the_same_picture(
+    pack: ModuleType, name: str, context: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of a joint family and of one whose attention merges its heads, with a classifier-free guidance batch."""
+    job = Job(pack, name)
+    results, sizes = {}, {}
+    for place in ("device", "8 bit", "cpu"):
+        caplog.clear()
+        with caplog.at_level(logging.INFO, logger="hilo_token"):
+            patcher = job.patched(context=context, cache_place=place, forecast="hold")
+            results[place], facts = facts_of(job, patcher, monkeypatch, cfg=3.0)
+        assert facts["cache_place"] == place and facts["context"] == context
+        sizes[place] = facts["cache_bytes"]
+        foretold = [one.getMessage() for one in caplog.records if "keys and values of what is left out" in one.message]
+        assert len(foretold) == 1 and f"{job.on_grid(low=False).grid.count:,}" not in foretold[0]
+    assert torch.equal(results["device"], results["cpu"])
+    assert job.change_inside(results["8 bit"], results["device"]) < 0.05
+    assert not torch.equal(results["8 bit"], results["device"])
+    assert sizes["device"] == sizes["cpu"] > 3 * sizes["8 bit"] > 0
+
+
+def test_the_layers_of_a_run_are_foretold(pack: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks counted in the model are the attention calls that a run then makes, in every family of the host."""
+    contexts = import_module(f"{pack.__name__}.hilo_core.contexts")
+    kvcache = import_module(f"{pack.__name__}.hilo_core.contexts.kvcache")
+    memory = import_module(f"{pack.__name__}.hilo_core.contexts.memory")
+    assert contexts.CONTEXTS
+    wrong = {}
+    for name in ("flux_dev", "flux2", "chroma", "qwen_image", "z_image", "sd3", "wan21", "hidream_i1", "omnigen2"):
+        if name not in tiny.families(attends=True):
+            continue
+        job = Job(pack, name)
+        seen: set[int] = set()
+        store = kvcache.KVCache.store
+
+        def stored(self: Any, call: Any, k: Any, v: Any, seen: set[int] = seen, store: Any = store) -> None:
+            seen.add(call.layer)
+            store(self, call, k, v)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(kvcache.KVCache, "store", stored)
+            job.sample(job.patched(context="cache"), steps=1)
+        layers, width = memory.expected_layers(job.model.patcher.model.diffusion_model)
+        if layers != len(seen) or not width:
+            wrong[name] = layers, len(seen)
+    assert not wrong
+
+
+def test_the_limit_of_the_widget_is_kept(pack: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = Job(pack, FLUX)
+    _, free = facts_of(job, job.patched(context="rolling", memory_limit=0.0), monkeypatch)
+    assert free["cache_place"] == "device"
+    for share, place in ((0.5, "8 bit"), (0.15, "8 bit and cpu"), (0.001, "cpu")):
+        limit = free["cache_bytes"] * share / 1e9
+        _, facts = facts_of(job, job.patched(context="rolling", memory_limit=limit), monkeypatch)
+        assert facts["cache_place"] == place
+
+
+@pytest.mark.parametrize("name", [FLUX, "z_image"])
+@pytest.mark.parametrize("context", ["cache", "rolling"])
+def test_the_next_run_is_spared_its_dense_steps(
+    pack: ModuleType, name: str, context: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same seed gives the same picture; another seed as well needs no dense step."""
+    job = Job(pack, name, height=256, width=256)
+    settings = {"context": context, "refresh": 2, "forecast": "hold"}
+    plain, _ = facts_of(job, job.patched(**settings), monkeypatch, cfg=2.0)
+    patcher = job.patched(**settings, reuse=True)
+    first, facts = facts_of(job, patcher, monkeypatch, cfg=2.0)
+    assert torch.equal(first, plain) and facts["dense_calls"] >= 1 and facts["reused_calls"] == 0
+    with count_attention_tokens() as calls:
+        again, spared = facts_of(job, patcher, monkeypatch, cfg=2.0)
+    assert spared["dense_calls"] == 0 and spared["reused_calls"] == facts["dense_calls"]
+    assert max(queries for queries, keys in calls if keys >= job.on_grid(low=False).tokens) < 256
+    if context == "cache":  # rolling also renews a slice in the call that was dense
+        assert job.change_inside(again, first) < 1e-4
+    assert job.error_outside(again) < 1e-5
+    other, facts = facts_of(job, patcher, monkeypatch, cfg=2.0, seed=5)
+    assert facts["dense_calls"] == 0 and job.change_inside(other, first) > 0.01
+
+
+def test_what_changes_the_keys_is_not_served_by_an_earlier_run(
+    pack: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = Job(pack, FLUX)
+    patcher = job.patched(context="cache", refresh=0, reuse=True)
+
+    def dense(patcher: Any, **options: Any) -> int:
+        return facts_of(job, patcher, monkeypatch, **options)[1]["dense_calls"]
+
+    assert [dense(patcher), dense(patcher)] == [1, 0]
+    assert dense(patcher, steps=3) == 1, "another schedule"
+    positive, job.positive = job.positive, job.conditioning(9)
+    assert dense(patcher) == 1, "another prompt"
+    job.positive = positive
+    latent, job.latent = job.latent, job.latent * 1.01
+    assert dense(patcher) == 1, "another picture"
+    job.latent = latent
+    lora = patcher.clone()
+    weight = "diffusion_model." + next(iter(job.model.patcher.model.diffusion_model.state_dict()))
+    lora.add_patches({weight: (torch.zeros(1),)}, 0.0)
+    assert dense(lora) == 1, "another LoRA"
+    watched = patcher.clone()
+    watched.model_options["transformer_options"]["patches_replace"] = {"dit": {("double_block", 99): None}}
+    assert dense(watched) == 1, "another node changes the model's inside"
+    assert dense(patcher) == 0
+
+
+def test_it_goes_when_the_host_unloads_the_model(pack: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = Job(pack, FLUX)
+    patcher = job.patched(context="rolling", reuse=True)
+    host = import_module(f"{pack.__name__}.nodes.host")
+    wrapper = patcher.get_all_wrappers(host.WrappersMP.SAMPLER_SAMPLE)[0]
+    reuse = wrapper.__self__.reuse
+    facts_of(job, patcher, monkeypatch)
+    assert reuse.bytes > 0
+    comfy.model_management.unload_all_models()
+    gc.collect()
+    assert reuse.bytes == 0
