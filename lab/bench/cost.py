@@ -40,7 +40,7 @@ class Meter:
         model: the transformer.
         text: its text tokens.
         per_token, per_call: operations outside attention.
-        tokens: picture tokens of every call since `start`.
+        tokens: picture tokens of every call since `start`, the mean of its layers.
         attention: operations in attention since `start`.
     """
 
@@ -48,7 +48,7 @@ class Meter:
     text: int
     per_token: float = 0.0
     per_call: float = 0.0
-    tokens: list[int] = field(default_factory=list)
+    tokens: list[float] = field(default_factory=list)
     attention: int = 0
 
     @property
@@ -84,20 +84,18 @@ class Meter:
     @contextmanager
     def watching(self) -> Iterator[Meter]:
         """Count calls inside the `with`."""
-        longest = 0
+        lengths: list[int] = []  # one attention a layer; some methods compute more tokens in one than in another
         original = F.scaled_dot_product_attention
 
         def counted(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-            nonlocal longest
-            longest = max(longest, query.shape[-2])
+            lengths.append(query.shape[-2])
             pairs = query.shape[:-1].numel() * key.shape[-2]
             self.attention += 2 * pairs * (query.shape[-1] + value.shape[-1])
             return original(query, key, value, *args, **kwargs)
 
         def done(*_: Any) -> None:
-            nonlocal longest
-            self.tokens.append(longest - self.text)
-            longest = 0
+            self.tokens.append(sum(lengths) / len(lengths) - self.text)
+            lengths.clear()
 
         hook = self.model.register_forward_hook(done)
         try:

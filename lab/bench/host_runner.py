@@ -94,4 +94,5 @@ class HostRunner:
         plan = core.make_plan(image, mask, core.PlanSettings(**vars(settings)))
         vae = self.vae if row.encoded else None
         patch = pack("nodes.patch").HiLoPatchModel
-        return patch.execute(self.model, plan, row.context, 0.0, 1.0, "error", vae=vae, **row.options)[0]
+        widgets = {"vae": vae, "method": row.method, **row.options}
+        return patch.execute(self.model, plan, row.context, 0.0, 1.0, "error", **widgets)[0]

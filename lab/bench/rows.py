@@ -37,7 +37,8 @@ class Row:
         steps: a dense row takes this share of the steps.
         settings: of the plan.
         context: how left out tokens stay visible, a name in `hilo_core.CONTEXTS`.
-        options: of the context, such as `proportional`.
+        method: which of the tokens each step and layer computes, a name in `hilo_core.METHODS`.
+        options: of the context and of the method, such as `proportional`.
         encoded: low tokens from a small picture through the autoencoder, else averaged from the latent.
         random: rank tokens outside the edit region by chance and not by their edges.
         exact: exactly edit region + share, not rounded up to whole canvas rows as the nodes do.
@@ -52,6 +53,7 @@ class Row:
     steps: float = 1.0
     settings: PlanSettings = PRESETS["balanced"]
     context: str = "none"
+    method: str = "hilo"
     options: Mapping[str, Any] = field(default_factory=dict)
     encoded: bool = True
     random: bool = False
@@ -68,6 +70,11 @@ def study(detail: float, factor: int) -> PlanSettings:
 def cached(context: str, **options: Any) -> dict[str, Any]:
     """A row of the study whose context keeps keys and values of what is left out."""
     return dict(settings=study(0, 0), context=context, options=options, exact=True)
+
+
+def other(method: str, title: str, **options: Any) -> Row:
+    """A row of another system of the papers, at one of its settings."""
+    return Row(title, method=method, options=options, core=True, node=True)
 
 
 BALANCED = "hilo_balanced"
@@ -115,6 +122,20 @@ ROWS: dict[str, Row] = {
         for name in CONTEXTS
         if name != "low"  # that one is hilo_balanced
     },
+    **{
+        f"lazy_{name}": Row(
+            f"LazyDiffusion, {name} dilation", settings=PRESETS[name], method="lazy", core=True, node=True
+        )
+        for name in ("fast", "balanced", "quality")
+    },
+    "todo_paper": other("todo", "ToDo 2x2, nearest, everywhere", pooling="nearest", everywhere=True, **NO_LOG_N),
+    "todo_2": other("todo", "ToDo 2x2, mean, outside", stride=2),
+    "todo_4": other("todo", "ToDo 4x4, mean, outside", stride=4),
+    "hilo_todo": Row(
+        "HiLo balanced, context rolling, with ToDo 2x2", context="rolling", method="hilo + todo", core=True, node=True
+    ),
+    **{f"sdtm_{part:.0%}"[:-1]: other("sdtm", f"SDTM, ratio {part}", ratio=part) for part in (0.3, 0.5, 0.7)},
+    **{f"diffcr_{part:.0%}"[:-1]: other("diffcr", f"DiffCR, ratio {part}", ratio=part) for part in (0.25, 0.5, 0.75)},
 }
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hilo_core import GridPlan, TokenPlan, make_context, make_plan
+from hilo_core import GridPlan, TokenPlan, make_context, make_method, make_plan
 from hilo_core.lowres import low_blocks, low_picture
 from lab import sampling
 from lab.autoencoder import encode
@@ -174,7 +174,7 @@ def compressed(row: Row, case: Case, steps: int, vae: Any, device: torch.device)
     if context.uses_low and row.encoded:
         small = low_picture(plan.image, plan.edit_region, grid, row.settings.low_factor)
         low = encode(vae, small.movedim(-1, 1).to(device))
-    run = Compressed(plan, context, low=low, steps=steps)
+    run = Compressed(plan, context, low=low, steps=steps, method=make_method(row.method, **row.options))
     if row.exact:
         run.grid_plan = exactly(run.grid_plan, plan, context.uses_low)
     return run
