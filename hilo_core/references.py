@@ -8,7 +8,7 @@ less than the picture's, and nothing of them is renewed between."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -57,14 +57,14 @@ class References:
         """Memory of the keys and values that are kept."""
         return sum(rows.nbytes for layers in self.layers.values() for pair in layers.values() for rows in pair)
 
-    def begin(self, latents: list[torch.Tensor] | None, forward: Forward) -> ReferenceCall | None:
+    def begin(self, latents: Iterable[torch.Tensor], forward: Forward) -> ReferenceCall | None:
         """The references in one model call; ``None`` when all of them stay whole.
 
         Args:
             latents: what the model is given, each ``(n * B, C, h, w)``, or with a time axis.
             forward: what the call computes.
         """
-        stand_ins = tuple(self._stand_in(latent, (forward.conds, turn)) for turn, latent in enumerate(latents or ()))
+        stand_ins = tuple(self._stand_in(latent, (forward.conds, turn)) for turn, latent in enumerate(latents))
         if not any(stand_ins):
             return None
         cached = self.context.needs_attention
@@ -109,7 +109,7 @@ class ReferenceCall:
     @property
     def references(self) -> tuple[Reference | None, ...]:
         """What the model is given in place of its references."""
-        return () if self.whole else self.stand_ins
+        return (None,) * len(self.stand_ins) if self.whole else self.stand_ins
 
     def weigh(self, mask: torch.Tensor | None, q: torch.Tensor, keys: int, starts: list[int]) -> torch.Tensor | None:
         """The mask of an attention call, with the weights of the references' low tokens; see ``Context.mask``."""

@@ -8,6 +8,7 @@ import torch
 
 from ..hilo_core import Run
 from ..hilo_core.contexts import AttentionCall, Forward
+from ..hilo_core.eager import Eager
 from ..hilo_core.families import Family
 from ..hilo_core.families.base import Sequence
 from ..hilo_core.references import ReferenceCall
@@ -59,4 +60,4 @@ def override(
             return before(function, q, k, v, heads, *args, **kwargs)
         return function(q, k, v, heads, *args, **kwargs)
 
-    return attention
+    return Eager(attention)

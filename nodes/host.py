@@ -138,10 +138,11 @@ class HiLoPatch:
             return base.scale_latent_inpaint(x=clean, sigma=sigma, noise=noise, latent_image=clean, denoise_mask=mask)
 
         forward = run.forward(float(t.max()), name(run, options, control, c_concat, c_crossattn, kwargs))
-        sequence = Sequence(forward.canvas, run.spans)
+        latents = kwargs.get("ref_latents") or ()
+        sequence = Sequence(forward.canvas, run.spans, references=(None,) * len(latents))
         references = None
         if self.references and self.family.refers and not self.method.whole:
-            references = run.references.begin(kwargs.get("ref_latents"), forward)
+            references = run.references.begin(latents, forward)
         if references is not None:
             sequence.references = references.references
         blocks = Blocks(self.family, model, run, forward, sequence) if self.method.cuts_layers else None

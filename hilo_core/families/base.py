@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import torch
 
 from ..canvas import Canvas
+from ..eager import Eager
 
 
 class UnsupportedModel(ValueError):
@@ -51,7 +52,7 @@ class Sequence:
         asked: how often the model asked for positions; a step cache may skip a whole forward.
         placed: the canvas got its positions.
         lead: attention calls before the canvas is in every one of them, for families that find out while they run.
-        references: for each of the model's reference latents what stands in for it; ``None`` and those left over stay
+        references: for each reference latent that the model is given what stands in for it, ``None`` where it stays
             whole.
         reference_tokens: tokens of each reference that the model has cut so far.
     """
@@ -69,7 +70,7 @@ class Sequence:
 
     def reference(self, turn: int) -> Reference | None:
         """What stands in for the reference of that turn, from 0."""
-        return self.references[turn] if 0 <= turn < len(self.references) else None
+        return self.references[turn] if turn >= 0 else None
 
 
 class Family:
@@ -132,7 +133,7 @@ def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
     store: dict[str, Any] = owner._modules if inside else owner.__dict__
     missing = object()
     before = store.get(name, missing)
-    store[name] = value
+    store[name] = value if isinstance(value, torch.nn.Module) else Eager(value)
     try:
         yield
     finally:
@@ -142,19 +143,19 @@ def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
             store[name] = before
 
 
-class PositionProxy(torch.nn.Module):
-    """Stands in for a rotary embedder and rewrites the ids it is given.
+class InputProxy(torch.nn.Module):
+    """Stands in for a submodule, such as a rotary embedder, and rewrites what it is given.
 
     A module and not a hook, because torch.compile skips guards on hooks.
     """
 
-    def __init__(self, embedder: torch.nn.Module, rewrite: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    def __init__(self, module: torch.nn.Module, rewrite: Callable[[torch.Tensor], torch.Tensor]) -> None:
         super().__init__()
-        self.embedder = embedder
-        self.rewrite = rewrite
+        self.module = module
+        self.rewrite = Eager(rewrite)
 
-    def forward(self, ids: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        return self.embedder(self.rewrite(ids), *args, **kwargs)
+    def forward(self, given: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        return self.module(self.rewrite(given), *args, **kwargs)
 
 
 def find_canvas(ids: torch.Tensor, canvas: Canvas, axes: tuple[int, int], last: bool = False) -> int | None:
@@ -266,13 +267,13 @@ class Rotary(Family):
         return place_canvas(ids, sequence, self.axes, self.last, self.zero)
 
     def positions(self, model: Any, sequence: Sequence) -> AbstractContextManager[None]:
-        proxy = PositionProxy(getattr(model, self.embedder), partial(self.rewrite, sequence=sequence))
+        proxy = InputProxy(getattr(model, self.embedder), partial(self.rewrite, sequence=sequence))
         return replaced(model, self.embedder, proxy)
 
 
 __all__ = [
     "Family",
-    "PositionProxy",
+    "InputProxy",
     "Reference",
     "Rotary",
     "Sequence",

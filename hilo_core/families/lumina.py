@@ -25,31 +25,26 @@ class Lumina(Rotary):
         placed = super().positions
         if not hasattr(model, "embed_all"):  # hosts without references ask for all positions in one or two calls
             return placed(model, sequence)
-        patchify, embed = model.patchify_and_embed, model.embed_all
+        embed = model.embed_all
+        sequence.lead = len(model.context_refiner)
+        if sequence.references and model.siglip_refiner is not None:
+            sequence.lead += len(model.siglip_refiner)
 
-        def patchify_and_embed(picture: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-            sequence.lead = len(model.context_refiner)
-            if kwargs.get("ref_latents") and model.siglip_refiner is not None:
-                sequence.lead += len(model.siglip_refiner)
+        def embed_all(one: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+            turn = len(sequence.reference_tokens)
+            if turn == len(sequence.references):  # the picture comes last
+                with placed(model, sequence):
+                    return embed(one, *args, **kwargs)
+            packed = sequence.reference(turn)
+            if packed is None:
+                parts = embed(one, *args, **kwargs)
+            else:
+                with placed(model, Sequence(packed.canvas, sequence.spans)):
+                    parts = embed(packed.like(one), *args, **kwargs)
+            sequence.reference_tokens.append(parts[0][-1].shape[1])
+            return parts
 
-            def embed_all(one: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-                # A reference may have the canvas's shape, so the picture is known by what it is.
-                if one is picture:
-                    with placed(model, sequence):
-                        return embed(one, *args, **kwargs)
-                packed = sequence.reference(len(sequence.reference_tokens))
-                if packed is None:
-                    parts = embed(one, *args, **kwargs)
-                else:
-                    with placed(model, Sequence(packed.canvas, sequence.spans)):
-                        parts = embed(packed.like(one), *args, **kwargs)
-                sequence.reference_tokens.append(parts[0][-1].shape[1])
-                return parts
-
-            with replaced(model, "embed_all", embed_all):
-                return patchify(picture, *args, **kwargs)
-
-        return replaced(model, "patchify_and_embed", patchify_and_embed)
+        return replaced(model, "embed_all", embed_all)
 
     def canvas_start(self, model: Any, sequence: Sequence, keys: int) -> int | None:
         # The captions are refined first, alone, and may be as long as the canvas: only the count of calls tells them

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from .base import PositionProxy, Rotary, Sequence, replaced
+from .base import InputProxy, Rotary, Sequence, replaced
 
 
 class OmniGen2(Rotary):
@@ -22,7 +22,7 @@ class OmniGen2(Rotary):
 
     def positions(self, model: Any, sequence: Sequence) -> AbstractContextManager[Any]:
         owner = model.rope_embedder  # makes the ids; its own rope_embedder turns them into rotations
-        proxy = PositionProxy(owner.rope_embedder, partial(self.rewrite, sequence=sequence))
+        proxy = InputProxy(owner.rope_embedder, partial(self.rewrite, sequence=sequence))
         flatten = model.flat_and_pad_to_seq
 
         def flat_and_pad_to_seq(picture: torch.Tensor, references: list[torch.Tensor] | None) -> Any:

@@ -22,7 +22,9 @@ class Referring(Rotary):
     def positions(self, model: Any, sequence: Sequence) -> AbstractContextManager[Any]:
         stack = ExitStack()
         stack.enter_context(super().positions(model, sequence))
-        stack.enter_context(replaced(model, "process_img", cutter(model.process_img, sequence, self.patch_size(model))))
+        if sequence.references:
+            cut = cutter(model.process_img, sequence, self.patch_size(model))
+            stack.enter_context(replaced(model, "process_img", cut))
         return stack
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ..canvas import Canvas
-from .base import Family, Sequence, UnsupportedModel, replaced
+from .base import Family, InputProxy, Sequence, UnsupportedModel, replaced
 from .cross_attention import CrossAttention
 
 
@@ -55,42 +55,31 @@ class JoyImage(Family):
 
     def positions(self, model: Any, sequence: Sequence) -> AbstractContextManager[Any]:
         generate, canvas = model._get_rotary_pos_embed_for_range, sequence.canvas
-        turns = count()
+        cut_turns, placed_turns = count(-1), count(-1)  # the picture comes first
+
+        def stand_in(whole: torch.Tensor) -> torch.Tensor:
+            packed = sequence.reference(next(cut_turns))
+            return whole if packed is None else packed.like(whole)
 
         def true_positions(start: Any, stop: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
-            turn = next(turns)  # the picture is the first
-            if turn == 0:
+            turn = next(placed_turns)
+            if turn < 0:
                 whole = generate(start, (stop[0], canvas.grid_rows, canvas.grid_cols), *args, **kwargs)
                 return sample_rotations(whole, canvas)
             whole = generate(start, stop, *args, **kwargs)
-            packed = sequence.reference(turn - 1)
-            return whole if packed is None else sample_rotations(whole, packed.canvas)
+            packed = sequence.reference(turn)
+            placed = whole if packed is None else sample_rotations(whole, packed.canvas)
+            sequence.reference_tokens.append(len(placed))
+            return placed
 
         stack = ExitStack()
         stack.enter_context(replaced(model, "_get_rotary_pos_embed_for_range", true_positions))
-        stack.enter_context(replaced(model, "img_in", TokenCutter(model.img_in, sequence)))
+        if sequence.references:
+            stack.enter_context(replaced(model, "img_in", InputProxy(model.img_in, stand_in)))
         return stack
 
     def canvas_start(self, model: Any, sequence: Sequence, keys: int) -> int | None:
         return 0
-
-
-class TokenCutter(torch.nn.Module):
-    """Stands in for the layer that cuts the picture, and then each reference, into tokens."""
-
-    def __init__(self, cut: torch.nn.Module, sequence: Sequence) -> None:
-        super().__init__()
-        self.cut = cut
-        self.sequence = sequence
-        self.turn = -1  # the picture comes first
-
-    def forward(self, whole: torch.Tensor) -> torch.Tensor:
-        packed = self.sequence.reference(self.turn)
-        tokens = self.cut(whole if packed is None else packed.like(whole))
-        if self.turn >= 0:
-            self.sequence.reference_tokens.append(tokens[0, 0].numel())
-        self.turn += 1
-        return tokens
 
 
 def sample_rotations(whole: torch.Tensor, canvas: Canvas) -> torch.Tensor:

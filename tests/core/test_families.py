@@ -9,7 +9,7 @@ from core.pictures import stand_ins
 from hilo_core import UnsupportedModel, find_family
 from hilo_core.canvas import Canvas
 from hilo_core.families import FAMILIES
-from hilo_core.families.base import PositionProxy, Sequence, find_canvas, place_canvas, replaced
+from hilo_core.families.base import InputProxy, Sequence, find_canvas, place_canvas, replaced
 from hilo_core.families.rotations import sample_rotations
 from hilo_core.families.sd3 import sample_table
 
@@ -134,7 +134,7 @@ class Model(torch.nn.Module):
 def test_replaced_puts_everything_back(error: Exception | None) -> None:
     model = Model()
     original, entries = model.embedder, set(model.__dict__)
-    proxy = PositionProxy(model.embedder, lambda ids: ids + 1)
+    proxy = InputProxy(model.embedder, lambda ids: ids + 1)
     try:
         with replaced(model, "embedder", proxy), replaced(model, "method", lambda: "replaced"):
             assert model.embedder(1) == 2 and model.method() == "replaced"

@@ -41,7 +41,8 @@ def on_shuffled_canvas(model: tiny.TinyModel, pack: ModuleType, override_positio
             packed = canvas.pack(canvas_module.to_tokens(flat(latent), patch))
             return packed.unsqueeze(2) if latent.ndim == 5 else packed
 
-        sequence = base_module.Sequence(canvas)
+        references = (None,) * len(kwargs.get("ref_latents") or ())
+        sequence = base_module.Sequence(canvas, references=references)
         with family.positions(diffusion_model, sequence) if override_positions else nullcontext():
             out = executor(pack_latent(x), t, None if c_concat is None else pack_latent(c_concat), *args, **kwargs)
         tokens = torch.empty_like(canvas_module.to_tokens(flat(x), patch))
