@@ -21,7 +21,7 @@ from hilo_core.families.base import replaced
 from hilo_core.methods import HiLo
 from lab import sampling
 from lab.dit import CONTEXT_TOKENS
-from lab.layers import Running, cutting
+from lab.layers import Running, cutting, embedding_low
 
 
 def grid_of(plan: TokenPlan) -> Grid:
@@ -77,7 +77,11 @@ class Compressed:
             return sampling.denoise(dit, tokens, ids, sigma)
         forward = run.forward(level)
         canvas = forward.canvas
-        with cutting(dit, run, forward) as running, attending(run, forward, running):
+        with (
+            embedding_low(dit, run, forward),
+            cutting(dit, run, forward) as running,
+            attending(run, forward, running),
+        ):
             if forward.dense:
                 velocity = sampling.denoise(dit, tokens, ids, sigma)
                 run.done(forward)

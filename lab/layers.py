@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +40,14 @@ def each_block(dit: FluxTransformer2DModel, around: Callable[[int, Callable[...,
 
             stack.enter_context(replaced(block, "forward", forward))
         yield
+
+
+def embedding_low(dit: FluxTransformer2DModel, run: Run, forward: Forward) -> AbstractContextManager[None]:
+    """Inside the `with`, low tokens go through the patch embedding of a tuned model, where the method has one."""
+    embedding = getattr(run.method, "low_embedding", None)
+    if embedding is None or not forward.canvas.low:
+        return nullcontext()
+    return replaced(dit, "x_embedder", embedding.beside(dit.x_embedder, forward.canvas))
 
 
 @contextmanager

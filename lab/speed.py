@@ -1,9 +1,9 @@
-"""The speed bench: how much of the saved work becomes saved time? `python -m lab.speed [overhead | references]`
+"""The speed bench: how much of the saved work becomes saved time? `python -m lab.speed [what]`
 
 Dense and compressed steps of real model shapes, interleaved in one process, through everything a user's run goes
 through. Writes speed.json, speed.md and a plot into lab/results; entries measured before stay, measured again they are
 replaced. `overhead` times the planner and what patching adds to a run that computes everything; `references` times what
-packing the source picture's reference adds to edit models.
+packing the source picture's reference adds to edit models; `methods` times the other systems of the papers.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from lab.bench import record, references, speed_report
+from lab.bench import method_speed, record, references, speed_report
 from lab.bench.clock import Clock, Parts
 from lab.bench.cost import count_flops
 from lab.bench.shapes import EDITORS, SHAPES, HostModel, TimedModel
@@ -168,7 +168,7 @@ def overhead(model: TimedModel, args: argparse.Namespace) -> dict[str, Any]:
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line, checked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="?", choices=("steps", "overhead", "references"), default="steps")
+    parser.add_argument("what", nargs="?", choices=("steps", "overhead", "references", "methods"), default="steps")
     parser.add_argument(
         "--models", nargs="+", choices=("lab", *SHAPES, *EDITORS), help="default: all; without a ComfyUI, lab"
     )
@@ -194,6 +194,8 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"--ratios are {args.ratios}; each must lie between 0 and 1")
     if args.what == "references" and not set(args.models or ()) <= set(EDITORS):
         parser.error(f"--models are {', '.join(args.models)}; those with references are {', '.join(EDITORS)}")
+    if args.what == "methods" and not set(args.models or ()) <= set(method_speed.TRIALS):
+        parser.error(f"--models are {', '.join(args.models)}; timed are {', '.join(method_speed.TRIALS)}")
     if args.rounds < 2:
         parser.error(f"--rounds is {args.rounds}; a median needs 2 or more")
     args.dtype = record.fast_dtype(args.device) if args.dtype == "auto" else getattr(torch, args.dtype)
@@ -223,6 +225,8 @@ def main(argv: list[str] | None = None) -> int:
     environment = record.environment(args.device, args.dtype, seed=SEED, clock="busy" if args.busy else "wall")
     if args.what == "references":
         return references.bench(args, scene, environment)
+    if args.what == "methods":
+        return method_speed.bench(args, scene, environment)
     entries, extra = [], []
     for name in names:
         try:

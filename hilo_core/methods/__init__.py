@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
-from .base import Cut, HiLo, Layer, Method, MethodRun
+from .base import Cut, Layer, Method, MethodRun
 from .diffcr import DiffCR
+from .hilo import HiLo
 from .lazy import Lazy
 from .sdtm import SDTM
 from .todo import HiLoToDo, ToDo

@@ -97,7 +97,7 @@ class MethodRun:
 
 @dataclass(frozen=True)
 class Method:
-    """The choice ``hilo``: the planned tokens in every layer; the context shows them the rest.
+    """A method; this base computes the planned tokens in every layer.
 
     The class attributes say what a method asks of the host:
         uses_context: the artist's choice of context counts; else nothing is left out that could be shown.
@@ -128,9 +128,6 @@ class Method:
             steps: of the schedule.
         """
         return MethodRun(self, plan, context, steps)
-
-
-HiLo = Method
 
 
 class WholeRun(MethodRun):
@@ -187,4 +184,4 @@ def add_bias(mask: torch.Tensor | None, q: torch.Tensor, bias: torch.Tensor) -> 
     return columns if mask is None else as_bias(mask, q) + columns
 
 
-__all__ = ["Cut", "HiLo", "Layer", "Method", "MethodRun", "Whole", "WholeRun", "add_bias"]
+__all__ = ["Cut", "Layer", "Method", "MethodRun", "Whole", "WholeRun", "add_bias"]

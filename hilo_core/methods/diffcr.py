@@ -102,8 +102,8 @@ class Routers:
                 f"{self.weight.shape[1]} channels, and this model has {layer.count} of {layer.rows.shape[2]}; choose "
                 "the file that was trained for it"
             )
-        weight = self.weight[layer.index].to(layer.rows.device, torch.float32)
-        return torch.sigmoid(layer.rows.float() @ weight + float(self.bias[layer.index]))
+        weight, bias = (one[layer.index].to(layer.rows.device, torch.float32) for one in (self.weight, self.bias))
+        return torch.sigmoid(layer.rows.float() @ weight + bias)
 
 
 @cache
@@ -148,6 +148,18 @@ class DiffCR(Whole):
         return DiffCRRun(self, plan, context, steps)
 
 
+def entering(score: torch.Tensor, edit: torch.Tensor, ratio: float) -> torch.Tensor:
+    """Which tokens enter a layer, ``(M,)`` long in raster order: the edit region, and the best of the rest.
+
+    Args:
+        score: ``(N,)``.
+        edit: ``(N,)`` bool.
+        ratio: part of the tokens outside the edit region that passes by.
+    """
+    fewer = round(min(ratio, MOST) * int((~edit).sum()))
+    return score.masked_fill(edit, torch.inf).topk(len(score) - fewer).indices.sort().values
+
+
 class DiffCRRun(WholeRun):
     """Remembers, for each layer, how much it changed each token when it last computed it; the first call is whole."""
 
@@ -165,9 +177,7 @@ class DiffCRRun(WholeRun):
         index = torch.arange(count, device=device)
         if score is not None:
             ratio = self.method.at(layer.index / max(1, layer.count - 1), self.progress)
-            edit = self.plan.edit.to(device)
-            fewer = round(min(ratio, MOST) * int((~edit).sum()))
-            index = score.masked_fill(edit, torch.inf).topk(count - fewer).indices.sort().values
+            index = entering(score, self.plan.edit.to(device), ratio)
         return Bypass(index, None, None if trained is None else trained[:, index, None])
 
     def computed(self, forward: Forward, layer: Layer, out: torch.Tensor, cut: Cut | None) -> None:

@@ -13,7 +13,8 @@ from ..canvas import Canvas
 from ..contexts import AttentionCall, ContextRun, Forward
 from ..contexts.base import KeysValuesMask, as_bias
 from ..plan import GridPlan
-from .base import Cut, Method, MethodRun, Whole, WholeRun, add_bias
+from .base import Cut, MethodRun, Whole, WholeRun, add_bias
+from .hilo import HiLo
 
 MAX_STRIDE = 4
 POOLINGS = ("mean", "nearest")
@@ -155,7 +156,7 @@ class ToDoRun(WholeRun):
 
 
 @dataclass(frozen=True)
-class HiLoToDo(Downsampling, Method):
+class HiLoToDo(Downsampling, HiLo):
     """The choice ``hilo + todo``: the planned tokens, with the keys of those outside the edit region pooled."""
 
     needs_attention = True

@@ -1,0 +1,203 @@
+"""What the other systems of the papers save on shapes of real models: ToDo at 2048 px, SDTM on SD3's shapes.
+
+`python -m lab.speed methods` writes methods.json and methods.md. Few blocks of each model, random weights."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import statistics
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from lab.bench import record
+from lab.bench.clock import Clock
+from lab.bench.host import pack
+from lab.bench.rows import ROWS
+from lab.bench.shapes import SHAPES, HostModel
+from lab.bench.speed_report import CLOCKS
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One comparison of a paper.
+
+    Attributes:
+        rows: names in `lab.bench.rows.ROWS`, compared with dense.
+        size: pixels a side.
+        calls: model calls; a method that changes along the run needs several.
+        paper: what the paper reports.
+    """
+
+    rows: tuple[str, ...]
+    size: int
+    calls: int
+    paper: str
+
+
+TRIALS: dict[str, Trial] = {
+    "flux": Trial(("todo_paper", "todo_2", "todo_4"), 2048, 1, "ToDo: 4.5x of the whole U-Net at 2048 px"),
+    "sd35_medium": Trial(("sdtm_30", "sdtm_50", "sdtm_70"), 1024, 4, "SDTM: 1.55x on SD3 and SD3.5"),
+}
+
+
+class MethodModel(HostModel):
+    """A timed model behind HiLo Patch Model with a method.
+
+    Attributes:
+        method: what is computed.
+    """
+
+    method: Any = None
+
+    def patched(self, plan: Any, context: Any) -> Any:
+        family = self.core().find_family(self.transformer)
+        return pack("nodes.host").HiLoPatch(plan, family, context, method=self.method).apply(self.patcher)
+
+
+@dataclass
+class Attention:
+    """Seconds in attention, and pairs of queries and keys, since it was made."""
+
+    clock: Clock
+    seconds: float = 0.0
+    pairs: int = field(default=0)
+
+    @contextmanager
+    def watching(self) -> Iterator[Attention]:
+        """Inside the `with` the kernel is timed."""
+        original: Callable[..., Any] = F.scaled_dot_product_attention
+
+        def timed(q: torch.Tensor, k: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+            started = self.clock.now()
+            result = original(q, k, *args, **kwargs)
+            self.seconds += self.clock.now() - started
+            self.pairs += q.shape[:-1].numel() * k.shape[-2]
+            return result
+
+        with mock.patch.object(F, "scaled_dot_product_attention", timed):
+            yield self
+
+
+def measure(name: str, ratio: float, args: argparse.Namespace, scene: Any) -> list[dict[str, Any]]:
+    """One model of `TRIALS`: dense and every row in turn.
+
+    Args:
+        name: its key.
+        ratio: share of the picture masked.
+        args: of `lab.speed`.
+        scene: (size, ratio) -> picture and mask.
+    """
+    trial, model = TRIALS[name], MethodModel(SHAPES[name], args.clock, args.dtype)
+    core = model.core()
+    plan = core.make_plan(*scene(trial.size, ratio), core.PRESETS[args.preset])
+    methods = {row: core.make_method(ROWS[row].method, **ROWS[row].options) for row in trial.rows}
+
+    def run(row: str, size: int = trial.size, plan: Any = plan) -> tuple[float, Attention]:
+        model.method = methods.get(row)
+        attention = Attention(args.clock)
+        with attention.watching():
+            known = (plan, core.Context()) if row in methods else (None, None)
+            return statistics.mean(model.run(size, trial.calls, *known)), attention
+
+    run("dense", 256)  # warms up
+    steps: dict[str, list[float]] = {row: [] for row in ("dense", *trial.rows)}
+    kernels: dict[str, list[Attention]] = {row: [] for row in steps}
+    for _ in tqdm(range(args.rounds), desc=f"{model.title} {trial.size} px", unit="round"):
+        for row in steps:
+            seconds, attention = run(row)
+            steps[row].append(seconds)
+            kernels[row].append(attention)
+    step = {row: statistics.median(values) for row, values in steps.items()}
+    kernel = {row: statistics.median(one.seconds for one in values) / trial.calls for row, values in kernels.items()}
+    return [
+        {
+            "model": model.title,
+            "blocks": model.blocks,
+            "device": args.device.type,
+            "dtype": str(args.dtype).removeprefix("torch."),
+            "row": row,
+            "title": ROWS[row].title,
+            "size": trial.size,
+            "mask": ratio,
+            "calls": trial.calls,
+            "rounds": args.rounds,
+            "clock": "busy" if args.busy else "wall",
+            "dense_seconds": step["dense"],
+            "seconds": step[row],
+            "dense_attention_seconds": kernel["dense"],
+            "attention_seconds": kernel[row],
+            "pairs": kernels[row][0].pairs / kernels["dense"][0].pairs,
+            "paper": trial.paper,
+        }
+        for row in trial.rows
+    ]
+
+
+KEY = ("model", "device", "dtype", "row", "size", "mask")
+
+
+def bench(args: argparse.Namespace, scene: Any, environment: dict[str, Any]) -> int:
+    """Measure the models of `--models`, all of `TRIALS` by default, and write; entries measured before stay."""
+    path = args.out / "methods.json"
+    content = json.loads(path.read_text()) if path.is_file() else {"environments": {}, "entries": []}
+    known = {tuple(entry[part] for part in KEY): entry for entry in content["entries"]}
+    for name in args.models or TRIALS:
+        for entry in measure(name, args.ratios[0], args, scene):
+            known[tuple(entry[part] for part in KEY)] = {**entry, "run": environment["time"]}
+        gc.collect()
+    used = {entry["run"] for entry in known.values()}
+    environments = {**content["environments"], environment["time"]: environment}
+    content = {
+        "environments": {run: one for run, one in environments.items() if run in used},
+        "entries": list(known.values()),
+    }
+    record.write_json(path, content)
+    write(args.out / "methods.md", content)
+    print(f"written to {args.out}")
+    return 0
+
+
+def write(path: Path, content: dict[str, Any]) -> None:
+    """The report."""
+    lines = [
+        "# Speed of the other systems\n",
+        *(
+            f"- {one['time']}: commit {one['commit']}, {one['device']} ({one['processor']}, {one['threads']} threads), "
+            f"{CLOCKS[one['clock']]}"
+            for one in content["environments"].values()
+        ),
+        "\nOne model call through ComfyUI, dense and with the method in turn in one process, medians. *pairs*: queries "
+        "times keys in attention, of the dense call's. A transformer spends a smaller part of its time in attention "
+        "than the U-Net that ToDo was measured on, and its text tokens stay whole.\n",
+    ]
+    rows = [
+        [
+            f"{entry['model']}, {entry['blocks']} blocks",
+            f"{entry['device']}, {entry['dtype']}",
+            entry["title"],
+            str(entry["size"]),
+            f"{entry['mask']:.2%}",
+            f"{entry['pairs']:.2f}",
+            f"{entry['dense_attention_seconds']:.2f}",
+            f"{entry['attention_seconds']:.2f}",
+            f"{entry['dense_attention_seconds'] / entry['attention_seconds']:.2f}",
+            f"{entry['dense_seconds']:.2f}",
+            f"{entry['seconds']:.2f}",
+            f"{entry['dense_seconds'] / entry['seconds']:.2f}",
+            entry["paper"],
+        ]
+        for entry in content["entries"]
+    ]
+    header = ["model", "on", "method", "px", "mask", "pairs", "attention s, dense", "method", "speedup",
+              "call s, dense", "method", "speedup", "the paper"]  # fmt: skip
+    path.write_text("\n".join([*lines, record.table(header, rows)]) + "\n")
