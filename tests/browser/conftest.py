@@ -13,6 +13,8 @@ from host.host import ROOT, find_hosts
 from lab.comfyui.server import Server
 
 FOLDER = ROOT / "workflows"
+ARTEFACTS = ROOT / "tests" / "browser" / "artefacts"  # screenshots of the last visit; not in git
+DEMO, PICTURE = "lab_fill_demo", "lab_fill_demo_input.webp"
 LAB_FILES = {"hilo_lab_fill.safetensors": "diffusion_models", "hilo_lab_vae.safetensors": "vae"}
 
 _missing: list[str] = []
@@ -50,11 +52,11 @@ def visit(tmp_path_factory: pytest.TempPathFactory) -> Visit:
         shutil.copy(ROOT / "lab" / "weights" / name, server.base / "models" / folder)
     for workflow in workflows.values():
         stand_in(workflow, server.base / "models")
-    for picture in (FOLDER / "lab_fill_demo_input.webp", hosts[0] / "input" / "example.png"):
+    for picture in (FOLDER / PICTURE, hosts[0] / "input" / "example.png"):
         shutil.copy(picture, server.base / "input")
-    out = tmp_path_factory.mktemp("page")
+    shutil.rmtree(ARTEFACTS, ignore_errors=True)
+    ARTEFACTS.mkdir()
     with server:
-        report = look_around(program, node, out, server.url, workflows, run=["lab_fill_demo"])
+        report = look_around(program, node, ARTEFACTS, server.url, workflows, DEMO, PICTURE)
         info = server.object_info()
-    print(f"\nscreenshots: {out}")
     return Visit(report, workflows, info)

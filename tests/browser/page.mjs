@@ -1,85 +1,170 @@
-// Opens ComfyUI's page, loads workflows as a person would, and reports what it saw: page.mjs JOB.json
+// Opens ComfyUI's page, uses it as a person would, and reports what it saw: page.mjs JOB.json
 //
-// JOB: { browser, url, out, workflows: { name: workflow }, run: [name, ...] }. Writes JOB.out/report.json and pictures.
+// JOB: { browser, url, out, workflows: { name: workflow }, run, picture }. Writes JOB.out/report.json and pictures.
 // Only observes; what must hold is asserted in test_page.py.
 
 import fs from 'node:fs'
 import path from 'node:path'
 import { chromium } from 'playwright-core'
+import * as inPage from './in_page.mjs'
 
 const job = JSON.parse(fs.readFileSync(process.argv[2], 'utf8'))
-const report = { console: [], workflows: {} }
-
-// The welcome dialog would cover the page.
-await fetch(`${job.url}/api/settings`, { method: 'POST', body: JSON.stringify({ 'Comfy.TutorialCompleted': true }) })
+const report = { console: [], workflows: {}, states: {} }
 
 const browser = await chromium.launch({
   executablePath: job.browser,
   args: process.getuid?.() === 0 ? ['--no-sandbox'] : [] // Chromium's sandbox refuses to run as root
 })
-const page = await browser.newPage({ viewport: { width: 1600, height: 1000 } })
-page.setDefaultTimeout(180_000) // a busy machine is not a failure
-page.on('pageerror', (error) => report.console.push(`uncaught: ${error}`))
-page.on('console', (message) => {
-  if (message.type() === 'error') report.console.push(`${message.text()} ${message.location().url}`)
-})
-await page.goto(job.url)
-await page.waitForFunction(() => window.app?.vueAppReady && window.LiteGraph?.registered_node_types.HiLoUnpack)
+await settings({ 'Comfy.TutorialCompleted': true }) // the welcome dialog would cover the page
+const page = await open()
 
-for (const [name, workflow] of Object.entries(job.workflows)) {
-  await page.evaluate((workflow) => window.app.loadGraphData(workflow), workflow)
-  await page.waitForTimeout(500) // missing models and pictures are looked up after loading
-  await page.evaluate(fitToScreen)
-  report.workflows[name] = await page.evaluate(look)
-  await screenshot(name)
-  if (job.run.includes(name)) {
-    await page.evaluate(() => window.app.queuePrompt(0))
-    await page.waitForFunction(done)
-    await page.waitForTimeout(1000)
-    report.workflows[name].pictures = await page.evaluate(pictures)
-    await screenshot(`${name}_ran`)
-  }
-}
+await everyWorkflow()
+await builtByHand()
+await liveAndRun()
+await themes()
+
 await browser.close()
 fs.writeFileSync(path.join(job.out, 'report.json'), JSON.stringify(report))
 
-async function screenshot(name) {
-  await page.waitForTimeout(300)
-  const banners = await page.getByText(/\d+ errors? found/).count()
-  if (banners) report.console.push(`${name}: the page shows its error banner`)
-  await page.screenshot({ path: path.join(job.out, `${name}.png`) })
-}
-
-// The functions below run in the page.
-
-function fitToScreen() {
-  const { graph, canvas } = window.app
-  const boxes = [...graph._nodes, ...graph._groups].map(({ pos, size }) => [...pos, pos[0] + size[0], pos[1] + size[1]])
-  const [left, top] = [0, 1].map((i) => Math.min(...boxes.map((box) => box[i])) - 20)
-  const [right, bottom] = [2, 3].map((i) => Math.max(...boxes.map((box) => box[i])) + 20)
-  const bars = 80 // the page's own, at the left and the top
-  canvas.ds.scale = Math.min((innerWidth - bars) / (right - left), (innerHeight - bars) / (bottom - top))
-  canvas.ds.offset[0] = bars / canvas.ds.scale - left
-  canvas.ds.offset[1] = bars / canvas.ds.scale - top
-  canvas.setDirty(true, true)
-}
-
-async function look() {
-  const { graph } = window.app
-  const known = window.LiteGraph.registered_node_types
-  return {
-    nodes: graph._nodes.length,
-    red: graph._nodes.filter((node) => node.has_errors || !known[node.type]).map((node) => node.type),
-    links: graph.serialize().links.length,
-    prompt: (await window.app.graphToPrompt()).output
+async function everyWorkflow() {
+  for (const [name, workflow] of Object.entries(job.workflows)) {
+    await page.evaluate((workflow) => window.app.loadGraphData(workflow), workflow)
+    await page.waitForTimeout(500) // missing models and pictures are looked up after loading
+    await page.evaluate(inPage.fitToScreen)
+    report.workflows[name] = await page.evaluate(inPage.look)
+    await screenshot(name)
   }
 }
 
-function done() {
-  return window.app.graph._nodes.some((node) => node.type === 'SaveImage' && node.imgs?.length)
+/** Search for each node, pull the links with the mouse, choose a picture. */
+async function builtByHand() {
+  await page.evaluate(inPage.clear)
+  const nodes = [
+    ['Load Image', 'LoadImage', 0],
+    ['HiLo Token Planner', 'HiLoTokenPlanner', 420],
+    ['HiLo Patch Model', 'HiLoPatchModel', 900],
+    ['HiLo Unpack', 'HiLoUnpack', 1300]
+  ]
+  for (const [words, type, x] of nodes) {
+    await page.waitForTimeout(1000) // or it counts as a third click
+    await page.mouse.dblclick(1000, 600)
+    await page.waitForFunction(() => document.activeElement?.tagName === 'INPUT')
+    await page.keyboard.type(words, { delay: 10 })
+    await page.waitForTimeout(1500) // the list of matches follows the typing
+    await page.keyboard.press('Enter') // the node hangs on the pointer until a click drops it
+    await page.waitForFunction((type) => window.app.graph._nodes.some((node) => node.type === type), type)
+    await page.mouse.move(1000, 300, { steps: 3 })
+    await page.mouse.click(1000, 300)
+    await page.evaluate(inPage.move, [type, x - 400, -400]) // out of the way of the next double click
+  }
+  await page.evaluate(inPage.fitToScreen)
+  await page.waitForTimeout(300)
+  const links = [
+    [['LoadImage', false, 'IMAGE'], ['HiLoTokenPlanner', true, 'image']],
+    [['LoadImage', false, 'MASK'], ['HiLoTokenPlanner', true, 'mask']],
+    [['HiLoTokenPlanner', false, 'plan'], ['HiLoPatchModel', true, 'plan']],
+    [['HiLoTokenPlanner', false, 'plan'], ['HiLoUnpack', true, 'plan']]
+  ]
+  await state('unconnected')
+  for (const [from, to] of links) {
+    const [start, end] = [await page.evaluate(inPage.socket, from), await page.evaluate(inPage.socket, to)]
+    await page.mouse.move(...start)
+    await page.mouse.down()
+    await page.mouse.move(...end, { steps: 8 })
+    await page.mouse.up()
+  }
+  await choose('example.png')
+  await state('unpainted')
+  await choose(job.picture)
+  await state('by_hand')
 }
 
-function pictures() {
-  const shown = window.app.graph._nodes.filter((node) => node.imgs?.length)
-  return Object.fromEntries(shown.map((node) => [node.type, [node.imgs[0].naturalWidth, node.imgs[0].naturalHeight]]))
+/** The preview follows sliders without a run; then the demo runs, and again with a picture other nodes have made. */
+async function liveAndRun() {
+  await page.evaluate((workflow) => window.app.loadGraphData(workflow), job.workflows[job.run])
+  await planShown()
+  await page.evaluate(inPage.setWidget, ['HiLoTokenPlanner', 'preset', 'custom'])
+  await page.waitForTimeout(500)
+  report.slider_ms = await page.evaluate(inPage.timeSlider, [32, 40, 48, 56, 64, 24])
+  await page.evaluate(inPage.setWidget, ['KSampler', 'steps', 2])
+  await run()
+  report.pictures = await page.evaluate(inPage.pictures)
+  await page.evaluate(inPage.fitToScreen)
+  await state('ran')
+  report.after_run = await page.evaluate(inPage.look)
+
+  await page.evaluate(() => {
+    const { graph } = window.app
+    const find = (type) => graph._nodes.find((node) => node.type === type)
+    const mirrored = window.LiteGraph.createNode('ImageInvert')
+    graph.add(mirrored)
+    mirrored.pos = [470, -160]
+    find('LoadImage').connect(0, mirrored, 0)
+    mirrored.connect(0, find('HiLoTokenPlanner'), 0)
+  })
+  await page.waitForTimeout(500)
+  await state('computed')
+}
+
+/** The same page in the light theme, zoomed in, and with the page's newer way to draw nodes. */
+async function themes() {
+  await page.evaluate(inPage.zoomTo, ['HiLoTokenPlanner', 2.2])
+  await state('dark_zoomed')
+  for (const [name, options] of [
+    ['light', { 'Comfy.ColorPalette': 'light' }],
+    ['vue_nodes', { 'Comfy.ColorPalette': 'dark', 'Comfy.VueNodes.Enabled': true }]
+  ]) {
+    await settings(options)
+    const other = await open()
+    await other.evaluate((workflow) => window.app.loadGraphData(workflow), job.workflows[job.run])
+    await planShown(other)
+    await other.evaluate(inPage.fitToScreen)
+    await state(name, other)
+    await other.evaluate(inPage.zoomTo, ['HiLoTokenPlanner', 1.4])
+    await state(`${name}_zoomed`, other)
+    await other.close()
+  }
+}
+
+async function open() {
+  const opened = await browser.newPage({ viewport: { width: 1600, height: 1000 } })
+  opened.setDefaultTimeout(180_000) // a busy machine is not a failure
+  opened.on('pageerror', (error) => report.console.push(`uncaught: ${error}`))
+  opened.on('console', (message) => {
+    if (message.type() === 'error') report.console.push(`${message.text()} ${message.location().url}`)
+  })
+  await opened.goto(job.url)
+  await opened.waitForFunction(() => window.app?.vueAppReady && window.LiteGraph?.registered_node_types.HiLoUnpack)
+  return opened
+}
+
+function settings(values) {
+  return fetch(`${job.url}/api/settings`, { method: 'POST', body: JSON.stringify(values) })
+}
+
+async function choose(picture) {
+  await page.evaluate(inPage.setWidget, ['LoadImage', 'image', picture])
+  await page.waitForTimeout(1500)
+}
+
+function planShown(opened = page) {
+  return opened.waitForFunction(() => document.querySelector('.hilo-view .headline')?.textContent.includes('tokens'))
+}
+
+async function run() {
+  await page.evaluate(() => window.app.queuePrompt(0))
+  await page.waitForFunction(inPage.saved)
+  await page.waitForTimeout(1000)
+}
+
+async function state(name, opened = page) {
+  report.states[name] = await opened.evaluate(inPage.views)
+  await screenshot(name, opened)
+}
+
+async function screenshot(name, opened = page) {
+  await opened.waitForTimeout(300)
+  const banners = await opened.getByText(/\d+ errors? found/).count()
+  if (banners) report.console.push(`${name}: the page shows its error banner`)
+  await opened.screenshot({ path: path.join(job.out, `${name}.png`) })
 }

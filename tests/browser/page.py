@@ -52,13 +52,18 @@ def stand_in(workflow: dict[str, Any], models: Path) -> None:
 
 
 def look_around(
-    program: str, node: str, out: Path, url: str, workflows: dict[str, Any], run: list[str]
+    program: str, node: str, out: Path, url: str, workflows: dict[str, Any], run: str, picture: str
 ) -> dict[str, Any]:
-    """Open every workflow in the page at `url`, run those in `run`, leave pictures in `out`; page.mjs's report."""
-    job = {"browser": program, "url": url, "out": str(out), "workflows": workflows, "run": run}
+    """Use the page at `url`, leave pictures in `out`; page.mjs's report.
+
+    Args:
+        workflows: opened one by one; `run` names the one that is run.
+        picture: a file of the server's input folder with a painted mask.
+    """
+    job = {"browser": program, "url": url, "out": str(out), "workflows": workflows, "run": run, "picture": picture}
     (out / "job.json").write_text(json.dumps(job), encoding="utf-8")
     command = [node, str(HERE / "page.mjs"), str(out / "job.json")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=540)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1100)
     if done.returncode:
         raise RuntimeError(f"The page could not be visited: {done.stderr[-3000:]}")
     return json.loads((out / "report.json").read_text(encoding="utf-8"))
