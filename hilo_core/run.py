@@ -14,6 +14,8 @@ import torch
 
 from .canvas import Canvas, from_tokens, pad_to_tokens, to_tokens
 from .contexts import Context, ContextRun, Forward
+from .contexts.cache import CachingRun
+from .contexts.reuse import ReuseOfRun
 from .lowres import LowBlocks, low_latent
 from .methods import HiLo, Method, MethodRun
 from .plan import GridPlan
@@ -45,6 +47,7 @@ class Run:
         calls, dense_calls: model calls so far, compressed and dense.
         computed: tokens that the compressed calls computed together.
         said: what the artist has been told.
+        shared_noise: ``(B, C, h, w)`` on what is outside the edit region, in place of the run's own.
         stopwatch: times of the model's calls, see ``timed``.
         spans: see ``families.base.Sequence``.
     """
@@ -64,6 +67,7 @@ class Run:
     dense_calls: int = field(init=False, default=0)
     computed: int = field(init=False, default=0)
     said: set[str] = field(init=False, default_factory=set)
+    shared_noise: torch.Tensor | None = field(init=False, default=None)
     stopwatch: Stopwatch = field(init=False, default_factory=Stopwatch)
     spans: dict[tuple[int, ...], int | None] = field(init=False, default_factory=dict)
 
@@ -102,6 +106,24 @@ class Run:
     def timed(self, dense: bool) -> AbstractContextManager[None]:
         """Time one model call; the clock stops when the block ends."""
         return self.stopwatch.time("dense" if dense else "compressed", self.source.device)
+
+    def share(self, reuse: ReuseOfRun) -> None:
+        """Take from earlier runs and give to later ones; only for a context that caches, and before the first call."""
+        assert isinstance(self.state, CachingRun)
+        self.state.reuse = reuse
+        self.noise = self.shared_noise = reuse.noise(self.noise)
+
+    def under_shared_noise(self, x: torch.Tensor, sigma: torch.Tensor, noiser: Noiser) -> torch.Tensor:
+        """A noisy latent ``(n * B, C, h, w)`` with the source under the noise that runs share in place of what is
+        outside the edit region; ``x`` itself where nothing is shared."""
+        if self.shared_noise is None:
+            return x
+        copies = x.shape[0] // self.source.shape[0]
+        noise, source = (latent.to(x).repeat(copies, 1, 1, 1) for latent in (self.shared_noise, self.source))
+        edit = self._edit[None, :, None, None, None]
+        patch, grid = self.plan.grid.patch, self.plan.grid
+        tokens = torch.where(edit, to_tokens(x, patch), to_tokens(noiser(sigma, noise, source), patch))
+        return from_tokens(tokens, grid.rows, grid.cols, grid.latent)
 
     def pack(self, x: torch.Tensor, sigma: torch.Tensor, noiser: Noiser, canvas: Canvas | None = None) -> torch.Tensor:
         """The noisy canvas.

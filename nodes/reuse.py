@@ -23,13 +23,15 @@ def share(reuse: Reuse | None, run: Run, guider: Any) -> None:
     if reuse is None or not isinstance(run.state, CachingRun) or replaced:
         return
     plan = run.plan
-    run.state.reuse = reuse.of_run(
-        guider.inner_model,
-        str(patcher.patches_uuid),  # weights: a LoRA or another strength of it changes this
-        run.source,
-        (plan.grid.rows, plan.grid.cols, plan.kept, plan.order),
-        run.sigmas,
-        (repr(run.context), repr(run.method), run.window.start, run.window.end),
+    run.share(
+        reuse.of_run(
+            guider.inner_model,
+            str(patcher.patches_uuid),  # weights: a LoRA or another strength of it changes this
+            run.source,
+            (plan.grid.rows, plan.grid.cols, plan.kept, plan.order),
+            run.sigmas,
+            (repr(run.context), repr(run.method), run.window.start, run.window.end),
+        )
     )
 
 

@@ -16,7 +16,7 @@ LAYERS_CHANGED = (
 )
 
 # A forecast reaches no further than this many times the distance between the two captures it is made of.
-REACH = 1.0
+REACH = 3.0
 
 Layers = dict[int, tuple[Held, Held]]
 

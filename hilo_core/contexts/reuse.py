@@ -1,8 +1,10 @@
 """Keys and values captured in one run, for the next run on the same picture.
 
-An artist tries ten seeds on one picture. What is left out is the same known picture under other noise, so the keys and
-values of a dense step can serve the next run in place of its own dense step. They are exact for the same seed and close
-for another one; lab/results says how close.
+An artist tries ten seeds on one picture. What is left out is the same known picture, so the keys and values of a dense
+step can serve the next run in place of its own dense step, if the same noise covers them: outside the edit region all
+these runs take the noise of the first. For the same seed that is exact. For another one, on the lab's model (256 px, 8
+steps, rolling 10 %, three pictures with small masks), PSNR against dense went from 45.0 to 43.6 dB; under noise of
+their own it fell to 24.0.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ class Reuse:
 
     limit: int = 0
     _kept: OrderedDict[Hashable, tuple[ReferenceType[Any], Layers]] = field(default_factory=OrderedDict)
+    _noise: tuple[str, torch.Tensor] | None = None
     _lock: Lock = field(default_factory=Lock)
 
     def of_run(self, model: Any, *identity: Any) -> ReuseOfRun:
@@ -43,6 +46,13 @@ class Reuse:
                 ``digest``.
         """
         return ReuseOfRun(self, ref(model, self._drop), digest(id(model), *identity))
+
+    def noise(self, identity: str, own: torch.Tensor) -> torch.Tensor:
+        """The noise that runs of one identity share: the first one's."""
+        with self._lock:
+            if self._noise is None or self._noise[0] != identity:
+                self._noise = identity, own.detach().cpu().clone()
+            return self._noise[1].to(own)
 
     def find(self, key: Hashable) -> Layers | None:
         """What is kept under a key."""
@@ -71,6 +81,7 @@ class Reuse:
         """Let go of everything."""
         with self._lock:
             self._kept.clear()
+            self._noise = None
 
     @property
     def bytes(self) -> int:
@@ -98,6 +109,10 @@ class ReuseOfRun:
     identity: str
     conds: dict[Hashable, str] = field(default_factory=dict)
     calls: int = 0
+
+    def noise(self, own: torch.Tensor) -> torch.Tensor:
+        """``(B, C, h, w)`` the noise to put on what is left out; ``own`` is the run's."""
+        return self.kept.noise(self.identity, own)
 
     def name(self, conds: Hashable, *content: Any) -> str:
         """Conditionings by their content, looked at once a run.

@@ -8,6 +8,7 @@ import torch
 from core.pictures import painted, picture
 from hilo_core import Grid, PlanSettings, Run, Window, make_context, make_plan
 from hilo_core.canvas import from_tokens, to_tokens
+from hilo_core.contexts.reuse import Reuse
 
 HEIGHT, WIDTH = 248, 200  # 31 x 25 cells: half a token over on both sides
 
@@ -147,3 +148,23 @@ def test_what_a_run_reports() -> None:
     assert 0 < facts["compressed_seconds"] < facts["dense_seconds"] and facts["said"] == ["a sentence"]
     assert len(one.stopwatch.seconds["dense"]) == 1, "a call that fails is not timed"
     assert "3 of 4 model calls" in one.summary() and "times as fast as a dense call" in one.summary()
+
+
+def test_runs_that_share_have_the_first_ones_noise_outside_the_edit_region() -> None:
+    reuse, model = Reuse(), torch.nn.Identity()
+    first, second = run("cache", 2), run("cache", 2)
+    second.noise = latent(2, 21)
+    x, sigma = latent(4, 5), torch.full((4,), 0.6)
+    assert second.under_shared_noise(x, sigma, flow) is x
+    for one in (first, second):
+        one.share(reuse.of_run(model, one.source))
+    assert torch.equal(second.noise, first.noise)
+    inside = edit_cells(second)
+    shared = second.under_shared_noise(x, sigma, flow)
+    assert torch.equal(shared[..., inside], x[..., inside])
+    outside = flow(sigma, first.noise.repeat(2, 1, 1, 1), first.source.repeat(2, 1, 1, 1))
+    assert torch.equal(shared[..., ~inside], outside[..., ~inside])
+    other = run("cache", 2)
+    other.noise = latent(2, 22)
+    other.share(reuse.of_run(model, other.source + 1))
+    assert torch.equal(other.noise, latent(2, 22)), "another picture begins with its own"
