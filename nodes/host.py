@@ -151,6 +151,7 @@ class HiLoPatch:
         if forward.attends:
             attention = override(self.family, model, run, forward, sequence, references, options, blocks)
             options = {**options, "optimized_attention_override": attention}
+        x = shaped(run.under_shared_noise(flat(x), t, noiser), x)
         with self.family.positions(model, sequence):
             if forward.dense:
                 options = without_step_caches(options)
