@@ -51,7 +51,7 @@ def composite(
             f"samples hold {decoded.shape[0]} pictures and the plan {source.shape[0]}; the samples must come from the "
             "picture the plan was made for, once or several times"
         )
-    decoded = _to_source_size(decoded.to(source), plan.size)
+    decoded = _to_source_size(decoded.detach().to(source), plan.size)
     layers = [
         _Layer(image.numpy(), mask.numpy(), region.numpy(), masks.feather(region.numpy(), mask.numpy(), feather))
         for image, mask, region in zip(source, plan.mask, plan.edit_region, strict=True)
@@ -85,8 +85,8 @@ class _Layer:
 
     def _laplacian(self, decoded: np.ndarray) -> np.ndarray:
         """Blended in octaves over the bounding box of the edit region; elsewhere the source."""
-        band = cv2.distanceTransform(self.region.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5)
-        width = max(int(band[self.mask & self.region].min(initial=2.0)), 2)
+        to_outside = cv2.distanceTransform(self.region.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5)
+        width = int(np.clip(to_outside[self.mask].min(), 2, 64))  # of the dilation band, where it is narrowest
         levels = int(np.log2(width))
         pad = 2 ** (levels + 1)
         rows, columns = np.flatnonzero(self.region.any(1)), np.flatnonzero(self.region.any(0))

@@ -47,10 +47,15 @@ PROMISED = {
     },
     "HiLoUnpack": {
         "name": "HiLo Unpack",
-        "inputs": [("samples", "LATENT"), ("plan", "HILO_PLAN"), ("vae", "VAE"), ("feather", "INT")],
+        "inputs": [
+            ("samples", "LATENT"), ("plan", "HILO_PLAN"), ("vae", "VAE"), ("feather", "INT"), ("decode", "COMBO"),
+            ("match_color", "COMBO"), ("blend", "COMBO"),
+        ],
         "outputs": [("image", "IMAGE"), ("latent", "LATENT")],
-        "options": {},
-        "defaults": {"feather": 16},
+        "options": {
+            "decode": ["full", "region"], "match_color": ["off", "mean", "linear"], "blend": ["feather", "laplacian"],
+        },
+        "defaults": {"feather": 16, "decode": "full", "match_color": "off", "blend": "feather"},
     },
 }  # fmt: skip
 
