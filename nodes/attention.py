@@ -50,7 +50,7 @@ def override(
             references.keep(layer, k, v, starts, dim)
             shown = references.weigh(shown, q, keys, starts)
         if start is not None and start >= 0:
-            k, v, shown = run.work.attend(forward, AttentionCall(layer, q, k, v, shown, start, dim), cut)
+            k, v, shown = run.work.attend(forward, AttentionCall(layer, q, k, v, shown, start, dim, heads), cut)
         if references is not None:
             k, v, shown = references.recall(layer, q, k, v, shown, dim)
         sequence.calls += 1
