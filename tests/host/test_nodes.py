@@ -34,15 +34,19 @@ PROMISED = {
             ("end_percent", "FLOAT"), ("on_unsupported", "COMBO"), ("proportional", "BOOLEAN"), ("vae", "VAE"),
             ("refresh", "INT"), ("share", "FLOAT"), ("references", "COMBO"), ("method", "COMBO"), ("ratio", "FLOAT"),
             ("stride", "INT"), ("pooling", "COMBO"), ("everywhere", "BOOLEAN"), ("prompt_weight", "FLOAT"),
+            ("memory_limit", "FLOAT"), ("cache_place", "COMBO"), ("forecast", "COMBO"), ("warm", "BOOLEAN"),
+            ("reuse", "BOOLEAN"),
         ],
         "outputs": [("patched", "MODEL")],
         "options": {
             "context": ["none", "low", "cache", "pooled cache", "rolling"], "on_unsupported": ["error", "dense"],
-            "references": ["compress", "whole"],
+            "references": ["compress", "whole"], "cache_place": ["auto", "device", "8 bit", "cpu"],
+            "forecast": ["hold", "linear"],
         },
         "defaults": {
             "context": "low", "start_percent": 0.0, "end_percent": 1.0, "on_unsupported": "error", "proportional": True,
-            "refresh": 4, "share": 0.2, "references": "compress",
+            "refresh": 4, "share": 0.2, "references": "compress", "memory_limit": 4.0,
+            "cache_place": "auto", "forecast": "linear", "warm": True, "reuse": False,
         },
     },
     "HiLoUnpack": {
