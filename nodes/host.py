@@ -24,6 +24,7 @@ from .conditions import flat, pack_control, shaped, why_dense, without_step_cach
 from .events import announce, told
 from .foretell import expected
 from .reuse import freed_with, name, share
+from .tuned import low_embedded
 
 KEY = "hilo_token"
 
@@ -152,7 +153,8 @@ class HiLoPatch:
             attention = override(self.family, model, run, forward, sequence, references, options, blocks)
             options = {**options, "optimized_attention_override": attention}
         x = shaped(run.under_shared_noise(flat(x), t, noiser), x)
-        with self.family.positions(model, sequence):
+        embedding = low_embedded(self.family, model, forward, self.method)
+        with self.family.positions(model, sequence), embedding:
             if forward.dense:
                 options = without_step_caches(options)
                 with run.timed(dense=True):

@@ -9,6 +9,7 @@ from comfy_api.latest import io
 from ..hilo_core import METHODS, Method, UnsupportedModel, make_method
 from ..hilo_core.families import Family
 from .schema import newer
+from .tuned import NONE, tuned_files
 
 
 def method_inputs() -> list[Any]:
@@ -73,6 +74,19 @@ def method_inputs() -> list[Any]:
             **newer(io.Float.Input, advanced=True),
         ),
     ]
+
+
+def tuned_input() -> Any:
+    """The widget that chooses the file of a tuned model."""
+    return io.Combo.Input(
+        "tuned",
+        options=tuned_files(),
+        optional=True,
+        default=NONE,
+        tooltip="For method hilo and diffcr: a file, kept among the LoRAs, of this model tuned on such tokens "
+        "(lab/tune.py). It brings a LoRA, and a patch embedding or routers of its own.",
+        **newer(io.Combo.Input, advanced=True),
+    )
 
 
 def choose_method(name: str, family: Family, **settings: Any) -> Method:

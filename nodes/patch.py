@@ -13,8 +13,9 @@ from ..hilo_core.contexts.reuse import Reuse
 from .contexts import context_inputs
 from .events import announce
 from .host import HiLoPatch, encode_low_picture
-from .methods import choose_method, method_inputs
+from .methods import choose_method, method_inputs, tuned_input
 from .schema import CATEGORY, PLAN_TOOLTIP, HiLoPlan, newer
+from .tuned import load_tuned
 
 log = logging.getLogger("hilo_token")
 
@@ -112,6 +113,7 @@ class HiLoPatchModel(io.ComfyNode):
                 ),
                 *method_inputs(),
                 *context_inputs(),
+                tuned_input(),
             ],
             hidden=[io.Hidden.unique_id],
             outputs=[
@@ -148,6 +150,7 @@ class HiLoPatchModel(io.ComfyNode):
         forecast: str = "linear",
         warm: bool = True,
         reuse: bool = False,
+        tuned: str = "none",
     ) -> io.NodeOutput:
         if start_percent > end_percent:
             raise ValueError(
@@ -157,6 +160,7 @@ class HiLoPatchModel(io.ComfyNode):
         page_node = getattr(cls.hidden, "unique_id", None)
         try:
             family = find_family(diffusion_model)
+            model, parts = load_tuned(tuned, method, family, model)
             way = choose_method(
                 method,
                 family,
@@ -166,6 +170,7 @@ class HiLoPatchModel(io.ComfyNode):
                 everywhere=everywhere,
                 proportional=proportional,
                 prompt_weight=prompt_weight,
+                **parts,
             )
         except UnsupportedModel as error:
             if on_unsupported == "dense":

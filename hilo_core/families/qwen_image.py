@@ -37,6 +37,7 @@ class QwenImage(TextAfterTheHalf, Referring):
     name = "Qwen-Image"
     classes = ("comfy.ldm.qwen_image.model.QwenImageTransformer2DModel",)
     blocks: ClassVar = {"double_block": "transformer_blocks"}
+    patch_embedding = "img_in"
 
 
 class Lens(TextAfterTheHalf):

@@ -35,7 +35,7 @@ PROMISED = {
             ("refresh", "INT"), ("share", "FLOAT"), ("references", "COMBO"), ("method", "COMBO"), ("ratio", "FLOAT"),
             ("stride", "INT"), ("pooling", "COMBO"), ("everywhere", "BOOLEAN"), ("prompt_weight", "FLOAT"),
             ("memory_limit", "FLOAT"), ("cache_place", "COMBO"), ("forecast", "COMBO"), ("warm", "BOOLEAN"),
-            ("reuse", "BOOLEAN"),
+            ("reuse", "BOOLEAN"), ("tuned", "COMBO"),
         ],
         "outputs": [("patched", "MODEL")],
         "options": {
