@@ -10,13 +10,14 @@ from typing import Any
 from .aura import AuraFlow
 from .base import Family, UnsupportedModel
 from .cross_attention import Kandinsky5, Wan
-from .flux import Chroma, Flux
+from .flux import Chroma, ChromaRadiance, Flux
 from .hunyuan import Hunyuan
 from .ideogram4 import Ideogram4
 from .lumina import Lumina
 from .omnigen2 import Boogu, OmniGen2
 from .pixart import PixArt
 from .qwen_image import Lens, MageFlow, QwenImage
+from .refused import REFUSED
 from .rotations import Cosmos, JoyImage
 from .sd3 import SD3
 from .single_sequence import Ernie, HiDream, Krea2
@@ -24,6 +25,7 @@ from .single_sequence import Ernie, HiDream, Krea2
 FAMILIES: tuple[Family, ...] = (
     Flux(),
     Chroma(),
+    ChromaRadiance(),
     SD3(),
     QwenImage(),
     Lumina(),
@@ -51,7 +53,7 @@ def find_family(model: Any) -> Family:
     Exactly that class: a subclass, or another pack's replacement, may do anything in its forward.
 
     Raises:
-        UnsupportedModel: naming the class and what is supported.
+        UnsupportedModel: naming the class, why where that is known, and what is supported.
     """
     model = getattr(model, "_orig_mod", model)  # torch.compile wraps the module
     name = f"{type(model).__module__}.{type(model).__name__}"
@@ -59,9 +61,10 @@ def find_family(model: Any) -> Family:
         if name in family.classes:
             family.check(model)
             return family
+    why = f"run because {REFUSED[name]}" if name in REFUSED else "know"
     supported = ", ".join(family.name for family in FAMILIES)
     raise UnsupportedModel(
-        f"this model is a {type(model).__name__}, which HiLo Token does not know; it knows {supported}"
+        f"this model is a {type(model).__name__}, which HiLo Token does not {why}; it knows {supported}"
     )
 
 

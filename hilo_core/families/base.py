@@ -83,7 +83,8 @@ class Family:
         attends: its attention calls can be overridden; without that, what is left out cannot be shown or weighed.
         blocks: kinds of blocks that ComfyUI lets others replace, and the model's attribute that holds them; only where
             a block's sequence is text, picture, references.
-        patch_embedding: the model's attribute that embeds tokens, where it is one linear map and the canvas comes first.
+        patch_embedding: the model's attribute that embeds tokens, where it is one linear map and the canvas comes
+            first.
         refers: it takes reference latents, and ``positions`` puts ``Sequence.references`` in their place.
     """
 

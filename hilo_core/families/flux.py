@@ -1,5 +1,5 @@
-"""Flux.1 dev, schnell, Fill and Kontext, Flux.2 dev and klein (comfy/ldm/flux/model.py), Chroma, which derives from them
-(comfy/ldm/chroma/model.py), and Chroma Radiance (comfy/ldm/chroma_radiance/model.py)."""
+"""Flux.1 dev, schnell, Fill and Kontext, Flux.2 dev and klein (comfy/ldm/flux/model.py), Chroma, which derives from
+them (comfy/ldm/chroma/model.py), and Chroma Radiance (comfy/ldm/chroma_radiance/model.py)."""
 
 from __future__ import annotations
 

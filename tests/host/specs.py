@@ -75,6 +75,11 @@ _CHROMA = dict(
     num_heads=2, depth=1, depth_single_blocks=2, axes_dim=[16, 56, 56], theta=10000, patch_size=2, qkv_bias=True,
     in_dim=64, out_dim=256, hidden_dim=64, n_layers=1, txt_ids_dims=[], vec_in_dim=None,
 )  # fmt: skip
+_RADIANCE = _CHROMA | dict(
+    image_model="chroma_radiance", in_channels=3, out_channels=3, patch_size=16, nerf_hidden_size=16, nerf_mlp_ratio=2,
+    nerf_depth=1, nerf_max_freqs=4, nerf_tile_size=0, nerf_final_head_type="linear", nerf_embedder_dtype=None,
+    use_x0=False, use_sequential_txt_ids=True,
+)  # fmt: skip
 _SD3 = dict(
     in_channels=16, out_channels=16, patch_size=2, depth=2, input_size=None, adm_in_channels=32, num_patches=48 * 48,
     context_embedder_config={"target": "torch.nn.Linear", "params": {"in_features": 48, "out_features": 128}},
@@ -179,6 +184,7 @@ SPECS: dict[str, Spec] = {
         since=V0_8,
     ),
     "chroma": Spec("Chroma", "Chroma", _CHROMA, 48, 32),
+    "chroma_radiance": Spec("Chroma Radiance", "ChromaRadiance", _RADIANCE, 48, cell=1),
     "sd3": Spec("SD3", "SD3", _SD3, 48, 32),
     "sd35_medium": Spec("SD3.5 medium", "SD3", _SD3 | {"x_block_self_attn_layers": [0]}, 48, 32),
     "qwen_image": Spec("Qwen-Image", "QwenImage", _QWEN, 48, latent_ndim=5),

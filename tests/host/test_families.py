@@ -15,11 +15,11 @@ from host.inpaint import Job
 
 REFUSED = {
     "wan.model": (
-        "VaceWanModel", "CameraWanModel", "WanModel_S2V", "HumoWanModel", "SCAILWanModel",
+        "VaceWanModel", "CameraWanModel", "WanModel_S2V", "HumoWanModel", "SCAILWanModel", "SCAIL2WanModel",
     ),
     "wan.model_animate": ("AnimateWanModel",),
-    "chroma_radiance.model": ("ChromaRadiance",),
     "hidream_o1.model": ("HiDreamO1Transformer",),
+    "modules.diffusionmodules.openaimodel": ("UNetModel",),
     "hydit.models": ("HunYuanDiT",),
     "lightricks.model": ("LTXVModel",),
 }  # fmt: skip
@@ -34,7 +34,8 @@ def test_relatives_are_refused(name: str, pack: ModuleType) -> None:
     except (ImportError, AttributeError):
         pytest.skip("this ComfyUI has no such class")
     model = relative.__new__(relative)
-    with pytest.raises(families.UnsupportedModel, match=rf"^this model is a {class_name}, which HiLo Token does not"):
+    why = rf"^this model is a {class_name}, which HiLo Token does not run because it\w* .+; it knows Flux"
+    with pytest.raises(families.UnsupportedModel, match=why):
         families.find_family(model)
 
 
@@ -51,6 +52,13 @@ def test_variants_that_a_canvas_would_break(name: str, pack: ModuleType) -> None
     model = tiny.build(name).patcher.model.diffusion_model
     vars(model).update(attributes)
     with pytest.raises(families.UnsupportedModel, match=message):
+        families.find_family(model)
+
+
+def test_radiance_that_ends_in_a_convolution(pack: ModuleType) -> None:
+    families = import_module(f"{pack.__name__}.hilo_core.families")
+    model = tiny.build("chroma_radiance", nerf_final_head_type="conv").patcher.model.diffusion_model
+    with pytest.raises(families.UnsupportedModel, match=r"^this Chroma Radiance model ends in a convolution"):
         families.find_family(model)
 
 

@@ -17,6 +17,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import comfy.ldm.chroma.model
+import comfy.ldm.chroma_radiance.model
 import comfy.ldm.flux.model
 import comfy.ldm.hunyuan_video.model
 import comfy.ldm.lumina.model
@@ -119,6 +120,7 @@ def _known(unet: dict[str, Any]) -> dict[str, Any]:
     """`unet` without the keys that an older host's transformer does not take."""
     takers = {
         "chroma": comfy.ldm.chroma.model.ChromaParams,
+        "chroma_radiance": comfy.ldm.chroma_radiance.model.ChromaRadianceParams,
         "flux": comfy.ldm.flux.model.FluxParams,
         "flux2": comfy.ldm.flux.model.FluxParams,
         "hunyuan_video": comfy.ldm.hunyuan_video.model.HunyuanVideoParams,
