@@ -11,10 +11,14 @@ async def comfy_entrypoint():
 
     from .nodes.patch import HiLoPatchModel
     from .nodes.planner import HiLoTokenPlanner
+    from .nodes.replacements import register
     from .nodes.route import add_route
     from .nodes.unpack import HiLoUnpack
 
     class HiLoTokenExtension(ComfyExtension):
+        async def on_load(self) -> None:
+            await register()
+
         async def get_node_list(self) -> list[type[io.ComfyNode]]:
             return [HiLoTokenPlanner, HiLoPatchModel, HiLoUnpack]
 
