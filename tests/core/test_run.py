@@ -150,21 +150,23 @@ def test_what_a_run_reports() -> None:
     assert "3 of 4 model calls" in one.summary() and "times as fast as a dense call" in one.summary()
 
 
+def test_a_cache_sees_the_same_noise_in_every_call() -> None:
+    """Whatever a sampler does outside the edit region; with classifier-free guidance for both conditionings."""
+    one, x, sigma = run("cache", 2), latent(4, 5), torch.full((4,), 0.6)
+    inside = edit_cells(one)
+    fixed = one.with_fixed_noise(x, sigma, flow)
+    assert torch.equal(fixed[..., inside], x[..., inside])
+    outside = flow(sigma, one.noise.repeat(2, 1, 1, 1), one.source.repeat(2, 1, 1, 1))
+    assert torch.equal(fixed[..., ~inside], outside[..., ~inside])
+    assert run("low").with_fixed_noise(x, sigma, flow) is x
+
+
 def test_runs_that_share_have_the_first_ones_noise_outside_the_edit_region() -> None:
     reuse, model = Reuse(), torch.nn.Identity()
-    first, second = run("cache", 2), run("cache", 2)
-    second.noise = latent(2, 21)
-    x, sigma = latent(4, 5), torch.full((4,), 0.6)
-    assert second.under_shared_noise(x, sigma, flow) is x
+    first, second, other = run("cache", 2), run("cache", 2), run("cache", 2)
+    second.noise, other.noise = latent(2, 21), latent(2, 22)
     for one in (first, second):
         one.share(reuse.of_run(model, one.source))
-    assert torch.equal(second.noise, first.noise)
-    inside = edit_cells(second)
-    shared = second.under_shared_noise(x, sigma, flow)
-    assert torch.equal(shared[..., inside], x[..., inside])
-    outside = flow(sigma, first.noise.repeat(2, 1, 1, 1), first.source.repeat(2, 1, 1, 1))
-    assert torch.equal(shared[..., ~inside], outside[..., ~inside])
-    other = run("cache", 2)
-    other.noise = latent(2, 22)
+    assert torch.equal(second.noise, first.noise) and second.fixed_noise is second.noise
     other.share(reuse.of_run(model, other.source + 1))
     assert torch.equal(other.noise, latent(2, 22)), "another picture begins with its own"
