@@ -152,7 +152,7 @@ class HiLoPatch:
         if forward.attends:
             attention = override(self.family, model, run, forward, sequence, references, options, blocks)
             options = {**options, "optimized_attention_override": attention}
-        x = shaped(run.under_shared_noise(flat(x), t, noiser), x)
+        x = shaped(run.with_fixed_noise(flat(x), t, noiser), x)
         embedding = low_embedded(self.family, model, forward, self.method)
         with self.family.positions(model, sequence), embedding:
             if forward.dense:
