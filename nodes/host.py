@@ -21,6 +21,7 @@ from ..hilo_core.methods import HiLo, Method
 from .attention import override
 from .blocks import Blocks, why_whole
 from .conditions import flat, pack_control, shaped, why_dense, without_step_caches
+from .encode import encoded_once
 from .events import announce, told
 from .foretell import expected
 from .reuse import freed_with, name, share
@@ -224,7 +225,11 @@ def encode_low_picture(plan: TokenPlan, family: Family, model: Any, vae: Any) ->
     memory."""
     factor = int(vae.spacial_compression_encode())
     grid = Grid.of_picture(plan.size, factor, family.patch_size(model))
-    return flat(vae.encode(low_picture(plan.image, plan.edit_region, grid, plan.settings.low_factor)))
+
+    def encode() -> torch.Tensor:
+        return flat(vae.encode(low_picture(plan.image, plan.edit_region, grid, plan.settings.low_factor)))
+
+    return encoded_once(plan, vae, grid, encode)
 
 
 def _plain(diffusion_model: Any) -> Any:

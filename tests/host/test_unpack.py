@@ -228,3 +228,19 @@ def test_outpainting_is_a_large_mask(pack: ModuleType, host: Host) -> None:
         seams[match] = (result - true)[0][plan.mask[0]].abs().mean()
     assert untouched.float().mean() > 0.4
     assert seams["linear"] < 0.8 * seams["off"]
+
+
+def test_the_low_picture_is_encoded_once_for_a_plan(pack: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another context, window or seed asks for the same latent again."""
+    model, vae = tiny.build("flux_dev"), tiny.taesd()
+    encoded: list[torch.Size] = []
+    before = vae.encode
+    monkeypatch.setattr(vae, "encode", lambda pixels: encoded.append(pixels.shape) or before(pixels))
+    plans = [plan_of(pack, picture(256, 256), painted(256, 256, (40, 90, 30, 80))) for _ in range(2)]
+    patch = node(pack, "HiLoPatchModel").execute
+    for end in (1.0, 0.8):
+        patch(model.patcher, plans[0], "low", 0.0, end, "error", vae=vae)
+    assert encoded == [torch.Size([1, 32, 32, 3])]
+    patch(model.patcher, plans[1], "low", 0.0, 1.0, "error", vae=vae)
+    patch(model.patcher, plans[0], "low", 0.0, 1.0, "error", vae=tiny.taesd(seed=1))
+    assert len(encoded) == 2, "another plan is encoded anew, by its own VAE"
