@@ -92,6 +92,10 @@ async function liveAndRun() {
   await page.evaluate(inPage.fitToScreen)
   await state('ran')
   report.after_run = await page.evaluate(inPage.look)
+  await page.evaluate(inPage.zoomTo, ['HiLoTokenPlanner', 1.2])
+  await state('planner')
+  await page.evaluate(inPage.zoomTo, ['HiLoPatchModel', 1.2])
+  await state('patch')
 
   await page.evaluate(() => {
     const { graph } = window.app
