@@ -33,8 +33,8 @@ def add_route() -> None:
 
 
 async def answer(request: web.Request) -> web.Response:
-    """The plan as JSON, or ``{"error": sentence}``: 400 for a request that makes no sense, 422 for a picture or mask
-    that cannot be planned."""
+    """The plan as JSON, or ``{"error": sentence}``. A mask that is not painted yet, or a picture that is gone, is an
+    answer like any other (200: browsers log everything else as a fault of the page); a senseless request is a 400."""
     if not 0 < (request.content_length or 0) <= MAX_BYTES:
         return _error(413, f"the request must be JSON of at most {MAX_BYTES} bytes")
     try:
@@ -52,7 +52,7 @@ async def answer(request: web.Request) -> web.Response:
         try:
             return 200, preview(*arguments)
         except ValueError as error:
-            return 422, {"error": str(error), **_picture_of(image, arguments[-1])}
+            return 200, {"error": str(error), **_picture_of(image, arguments[-1])}
         except Exception as error:
             log.exception("HiLo Token: the live preview failed")
             return 500, {"error": f"the preview failed ({type(error).__name__}); the console says where"}

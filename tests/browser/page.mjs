@@ -106,7 +106,9 @@ async function liveAndRun() {
     find('LoadImage').connect(0, mirrored, 0)
     mirrored.connect(0, find('HiLoTokenPlanner'), 0)
   })
-  await page.waitForTimeout(500)
+  await page.waitForFunction(() =>
+    [...document.querySelectorAll('.hilo-view .note')].some((note) => note.textContent.includes('last run'))
+  )
   await state('computed')
 }
 

@@ -137,17 +137,17 @@ def test_the_route_answers_in_json(server: Server) -> None:
     plain = server.upload(rgb, "plain.png")
     body = {"image": name, "mask": {"image": name, "channel": "alpha"}, "settings": SETTINGS, "picture": True}
     good = requests.post(url, json=body, timeout=60)
-    assert good.status_code == 200 and "tokens, about" in good.json()["headline"]
+    assert good.status_code == 200 and "tokens, about" in good.json()["headline"] and "error" not in good.json()
     assert "picture" not in requests.post(url, json=body | {"picture": False}, timeout=60).json()
 
     unpainted = requests.post(
         url, json=body | {"image": plain, "mask": {"image": plain, "channel": "alpha"}}, timeout=60
     )
-    assert unpainted.status_code == 422 and "mask is empty" in unpainted.json()["error"]
+    assert unpainted.status_code == 200 and "mask is empty" in unpainted.json()["error"]
     assert pixels_of(unpainted.json()["picture"]).shape == rgb.shape, "the picture is shown before anything is painted"
 
     gone = requests.post(url, json=body | {"image": "../../etc/passwd"}, timeout=60)
-    assert gone.status_code == 422 and set(gone.json()) == {"error"}
+    assert gone.status_code == 200 and set(gone.json()) == {"error"}
     for senseless in (b"{", b"[]", b"{}", b'{"image": "a", "mask": "b", "settings": {}}'):
         answer = requests.post(url, data=senseless, timeout=60)
         assert answer.status_code == 400 and "must be JSON" in answer.json()["error"]
@@ -187,7 +187,7 @@ def test_the_preview_answers_while_the_queue_works(server: Server, host: Host) -
     body = {"image": name, "mask": {"image": name, "channel": "alpha"}, "settings": SETTINGS}
     answers = 0
     while queued not in server.get(f"/history/{queued}").json():
-        assert requests.post(f"{server.url}/hilo_token/preview", json=body, timeout=60).status_code == 200
+        assert "headline" in requests.post(f"{server.url}/hilo_token/preview", json=body, timeout=60).json()
         running = server.get("/queue").json()["queue_running"]
         answers += any(item[1] == queued for item in running)
     assert answers >= 3

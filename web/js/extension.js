@@ -55,9 +55,9 @@ class LivePlan {
       const answer = await api.fetchApi('/hilo_token/preview', { ...post, body: JSON.stringify(body) })
       const plan = await answer.json()
       if (request.signal.aborted) return
-      if (answer.ok) this.view.plan(plan, note)
-      else this.view.trouble(plan.error, plan.picture)
-      this.shownPicture = plan.picture || answer.ok ? body.image : null
+      if (plan.error) this.view.trouble(plan.error, plan.picture)
+      else this.view.plan(plan, note)
+      this.shownPicture = plan.picture || !plan.error ? body.image : null
     } catch (error) {
       if (request.signal.aborted) return
       this.view.trouble('The server did not answer; the preview comes back with the next change.')
