@@ -48,7 +48,11 @@ def table(pack: ModuleType) -> str:
             spec.title + ("" if spec.since == versions[0] else f" ({'.'.join(map(str, spec.since))})") for spec in specs
         )
         contexts = "all" if family.attends else "low, none"
-        notes = [family.note, "" if family.attends else "low tokens weigh as one token each"]
+        notes = [
+            family.note,
+            "" if family.attends else "low tokens weigh as one token each",
+            "packs references" if family.refers else "",
+        ]
         rows.append(f"| {family.name} | {titles} | {contexts} | {since} | {'; '.join(filter(None, notes))} |")
     return "\n".join(rows)
 
