@@ -122,12 +122,20 @@ class OnCpu(Held):
         if not self._cuda:
             _write(self.rows, self.dim, index, rows)
             return
+        current = torch.cuda.current_stream(self.device)
         if self._arriving is not None:  # what is on its way is out of date there: correct it on the device too
-            _write(self._arrived(*self._arriving), self.dim, index, rows)
-            self._arriving = self._arriving[0], _mark(torch.cuda.current_stream(self.device))
-        copied = torch.empty(rows.shape, dtype=rows.dtype, device="cpu", pin_memory=True)
-        copied.copy_(rows, non_blocking=True)
-        self._leaving.append((index, copied, _mark(torch.cuda.current_stream(self.device))))
+            arriving, self._arriving = self._arrived(*self._arriving), None
+            if index is not None:
+                _write(arriving, self.dim, index, rows)
+                self._arriving = arriving, _mark(current)
+        if index is None:
+            self._leaving.clear()
+            self.rows.copy_(rows, non_blocking=True)
+            self._leaving.append((None, self.rows, _mark(current)))
+        else:
+            copied = torch.empty(rows.shape, dtype=rows.dtype, device="cpu", pin_memory=True)
+            copied.copy_(rows, non_blocking=True)
+            self._leaving.append((index, copied, _mark(current)))
 
     def _arrived(self, rows: torch.Tensor, event: torch.cuda.Event) -> torch.Tensor:
         current = torch.cuda.current_stream(self.device)
@@ -139,7 +147,8 @@ class OnCpu(Held):
         """Put rows that have left the device in their place; usually they left a step ago."""
         for index, rows, event in self._leaving:
             event.synchronize()
-            _write(self.rows, self.dim, index, rows)
+            if index is not None:
+                _write(self.rows, self.dim, index, rows)
         self._leaving.clear()
 
 
