@@ -13,6 +13,7 @@ from ..hilo_core.families import Family
 from ..hilo_core.families.base import Sequence
 from ..hilo_core.references import ReferenceCall
 from .blocks import Blocks
+from .masks import that_sees_masks
 
 
 def override(
@@ -56,6 +57,7 @@ def override(
         sequence.calls += 1
         if shown is not mask:
             args, kwargs = ((shown, *args[1:]), kwargs) if args else ((), {**kwargs, "mask": shown})
+            function = that_sees_masks(function)
         if before is not None:
             return before(function, q, k, v, heads, *args, **kwargs)
         return function(q, k, v, heads, *args, **kwargs)
