@@ -3,7 +3,8 @@
 Dense and compressed steps of real model shapes, interleaved in one process, through everything a user's run goes
 through. Writes speed.json, speed.md and a plot into lab/results; entries measured before stay, measured again they are
 replaced. `overhead` times the planner and what patching adds to a run that computes everything; `references` times what
-packing the source picture's reference adds to edit models; `methods` times the other systems of the papers.
+packing the source picture's reference adds to edit models; `methods` times the other systems of the papers;
+`end-to-end` goes from picture to picture, with a real-size autoencoder.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from lab.bench import method_speed, record, references, speed_report
+from lab.bench import end_to_end, method_speed, record, references, speed_report
 from lab.bench.clock import Clock, Parts
 from lab.bench.cost import count_flops
 from lab.bench.shapes import EDITORS, SHAPES, HostModel, TimedModel
@@ -31,6 +32,7 @@ RATIOS = (0.02, 0.0638, 0.1592, 0.3536, 0.60)  # the ends, and the paper's three
 SIZES = (512, 1024, 1536, 2048)
 CPU_SIZES = (512, 1024)
 SEED = 0
+WHATS = ("steps", "overhead", "references", "methods", "end-to-end")
 
 
 def scene(size: int, ratio: float, shape: str = "scattered") -> tuple[torch.Tensor, torch.Tensor]:
@@ -168,7 +170,7 @@ def overhead(model: TimedModel, args: argparse.Namespace) -> dict[str, Any]:
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line, checked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="?", choices=("steps", "overhead", "references", "methods"), default="steps")
+    parser.add_argument("what", nargs="?", choices=WHATS, default="steps")
     parser.add_argument(
         "--models", nargs="+", choices=("lab", *SHAPES, *EDITORS), help="default: all; without a ComfyUI, lab"
     )
@@ -196,6 +198,8 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"--models are {', '.join(args.models)}; those with references are {', '.join(EDITORS)}")
     if args.what == "methods" and not set(args.models or ()) <= set(method_speed.TRIALS):
         parser.error(f"--models are {', '.join(args.models)}; timed are {', '.join(method_speed.TRIALS)}")
+    if args.what == "end-to-end" and not set(args.models or ()) <= set(end_to_end.BLOCKS):
+        parser.error(f"--models are {', '.join(args.models)}; end to end are {', '.join(end_to_end.BLOCKS)}")
     if args.rounds < 2:
         parser.error(f"--rounds is {args.rounds}; a median needs 2 or more")
     args.dtype = record.fast_dtype(args.device) if args.dtype == "auto" else getattr(torch, args.dtype)
@@ -227,6 +231,8 @@ def main(argv: list[str] | None = None) -> int:
         return references.bench(args, scene, environment)
     if args.what == "methods":
         return method_speed.bench(args, scene, environment)
+    if args.what == "end-to-end":
+        return end_to_end.bench(args, scene, environment)
     entries, extra = [], []
     for name in names:
         try:

@@ -244,3 +244,21 @@ def test_the_low_picture_is_encoded_once_for_a_plan(pack: ModuleType, monkeypatc
     patch(model.patcher, plans[1], "low", 0.0, 1.0, "error", vae=vae)
     patch(model.patcher, plans[0], "low", 0.0, 1.0, "error", vae=tiny.taesd(seed=1))
     assert len(encoded) == 2, "another plan is encoded anew, by its own VAE"
+
+
+def test_outpainting_from_pad_to_paste(pack: ModuleType) -> None:
+    """ImagePadForOutpaint, planner, patched model, sampler and unpack, as the graph joins them."""
+    import nodes as comfy_nodes
+
+    model, vae = tiny.build("flux_dev"), tiny.taesd()
+    padded, mask = comfy_nodes.ImagePadForOutpaint().expand_image(picture(256, 192), 0, 0, 64, 0, 16)
+    plan = plan_of(pack, padded, mask)
+    assert 0.2 < plan.edit_region.float().mean() < 0.6
+    patched = node(pack, "HiLoPatchModel").execute(model.patcher, plan, "low", 0.0, 1.0, "error").args[0]
+    prompt, latent = model.make_conditioning(tokens=8), vae.encode(padded)
+    samples = tiny.sample(patched, prompt, prompt, latent, mask[None, None] if mask.ndim == 2 else mask[:, None])
+    result = node(pack, "HiLoUnpack").execute({"samples": samples}, plan, vae, 16, "region", "linear", "laplacian")
+    image, region = result.args[0], plan.edit_region[0]
+    assert image.shape == padded.shape == (1, 256, 256, 3) and image.isfinite().all()
+    assert torch.equal(image[0][~region], padded[0][~region])
+    assert (image[0][plan.mask[0]] - padded[0][plan.mask[0]]).abs().mean() > 0.01

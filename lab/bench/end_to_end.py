@@ -1,0 +1,246 @@
+"""From picture to picture: VAE encode, plan, eight steps, decode, paste; dense against HiLo.
+
+`python -m lab.speed end-to-end`. Each part is timed on its own in ComfyUI's real classes at the real models' widths,
+random weights. The transformers have few of their blocks, so a step is scaled: the time of each kind of block times the
+real number of them, plus the rest of the step as measured. The text encoder is left out: its result is kept between
+runs. Dense pays no planner and no paste. Writes end_to_end.json and end_to_end.md."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import statistics
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lab.bench import record
+from lab.bench.clock import Clock
+from lab.bench.host import pack
+from lab.bench.shapes import SHAPES, HostModel, randomise
+from lab.bench.speed_report import CLOCKS
+
+STEPS = 8
+PAPER = {0.0638: 1.77, 0.1592: 1.66, 0.3536: 1.33}  # HiLo-Token's own model, end to end
+TARGETS = {0.0638: 2.4, 0.1592: 2.0, 0.3536: 1.5}
+
+# The real models' blocks by the name of their list.
+BLOCKS = {
+    "flux": {"double_blocks": 19, "single_blocks": 38},
+    "qwen_image": {"transformer_blocks": 60},
+}
+
+
+def kl_autoencoder(clock: Clock, dtype: torch.dtype) -> Any:
+    """The autoencoder of Flux.1 and SD3: 16 channels, 128 to 512 wide, 84 million weights."""
+    import comfy.ldm.models.autoencoder
+    import comfy.sd
+
+    sizes = dict(
+        double_z=True, z_channels=16, resolution=256, in_channels=3, out_ch=3, ch=128, ch_mult=[1, 2, 4, 4],
+        num_res_blocks=2, attn_resolutions=[], dropout=0.0,
+    )  # fmt: skip
+    params = dict(ddconfig=sizes, embed_dim=16)
+    module = comfy.ldm.models.autoencoder.AutoencoderKL(**params)
+    randomise(module)
+    vae = comfy.sd.VAE(sd=module.state_dict(), config={"params": params}, device=clock.device, dtype=dtype)
+    vae.latent_channels = 16
+    return vae
+
+
+def wan_autoencoder(clock: Clock, dtype: torch.dtype) -> Any:
+    """The autoencoder of Wan 2.1 and Qwen-Image, 96 to 384 wide, 127 million weights."""
+    import comfy.ldm.wan.vae
+    import comfy.sd
+
+    sizes = dict(dim=96, z_dim=16, dim_mult=[1, 2, 4, 4], num_res_blocks=2, attn_scales=[], dropout=0.0)
+    module = comfy.ldm.wan.vae.WanVAE(**sizes, temperal_downsample=[False, True, True])
+    randomise(module)
+    return comfy.sd.VAE(sd=module.state_dict(), device=clock.device, dtype=dtype)
+
+
+AUTOENCODERS: dict[str, tuple[str, Callable[[Clock, torch.dtype], Any]]] = {
+    "flux": ("KL, 128 to 512 wide", kl_autoencoder),
+    "qwen_image": ("Wan 2.1, 96 to 384 wide", wan_autoencoder),
+}
+
+
+@contextmanager
+def watched(transformer: torch.nn.Module, names: dict[str, int], clock: Clock) -> Iterator[dict[str, list[float]]]:
+    """Seconds of every call of every block, by the name of its list."""
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    hooks: list[Any] = []
+    for name in names:
+        for block in getattr(transformer, name):
+            started: list[float] = []
+
+            def before(*_: Any, started: list[float] = started) -> None:
+                started.append(clock.now())
+
+            def after(*_: Any, name: str = name, started: list[float] = started) -> None:
+                seconds[name].append(clock.now() - started.pop())
+
+            hooks += [block.register_forward_pre_hook(before), block.register_forward_hook(after)]
+    try:
+        yield seconds
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def step_seconds(model: HostModel, names: dict[str, int], size: int, rounds: int, *run: Any) -> tuple[float, float]:
+    """A step as measured, and of the real number of blocks; the first of the steps does not count."""
+    with watched(model.transformer, names, model.clock) as blocks:
+        steps = model.run(size, rounds + 1, *run)[1:]
+    step = statistics.median(steps)
+    whole = rest = step
+    for name, count in names.items():
+        held = len(getattr(model.transformer, name))
+        one = statistics.median(blocks[name][held:])
+        rest -= held * one
+        whole += (count - held) * one
+    if rest < 0:
+        raise RuntimeError(f"the blocks of a step took longer than the step: {rest:.3f} s are left")
+    return step, whole
+
+
+def measure(name: str, args: argparse.Namespace, scene: Any) -> list[dict[str, Any]]:
+    """One model with its autoencoder at all sizes and ratios.
+
+    Args:
+        name: a key of `BLOCKS`.
+        args: of `lab.speed`.
+        scene: (size, ratio) -> picture and mask.
+    """
+    clock, names = args.clock, BLOCKS[name]
+    model = HostModel(SHAPES[name], clock, args.dtype)
+    core, decode = model.core(), pack("nodes.decode")
+    context, preset = core.make_context(args.context), core.PRESETS[args.preset]
+    title, make = AUTOENCODERS[name]
+    entries = []
+    for size in args.sizes:
+        scenes = {ratio: scene(size, ratio) for ratio in args.ratios}
+        plans = {ratio: core.make_plan(*scenes[ratio], preset) for ratio in args.ratios}
+        dense_measured, dense = step_seconds(model, names, size, args.rounds)
+        steps = {ratio: step_seconds(model, names, size, args.rounds, plans[ratio], context) for ratio in plans}
+        vae = make(clock, args.dtype)
+        with torch.inference_mode():
+            picture = scenes[args.ratios[0]][0]
+            vae.encode(picture[:, :64, :64])  # the first call loads the weights
+            encode = clock.seconds(partial(vae.encode, picture))
+            latent = torch.randn(1, 16, *(1,) * model.shape.frames, size // 8, size // 8)
+            full = partial(decode.decode_full, vae, latent)
+            decode_full, full_peak = clock.seconds(full), clock.peak_mib(full)
+            decoded = torch.rand(1, size, size, 3)
+            for ratio, plan in plans.items():
+                region = partial(decode.decode_region, vae, latent, plan)
+                first, later, peak = clock.seconds(region), clock.seconds(region), clock.peak_mib(region)
+                planning = clock.median(partial(core.make_plan, *scenes[ratio], preset), 3)
+                paste = clock.median(partial(core.composite, plan, decoded, 16), 3)
+                parts = {
+                    "encode": encode,
+                    "plan": planning,
+                    "steps": STEPS * steps[ratio][1],
+                    "decode": later,
+                    "paste": paste,
+                }
+                whole = encode + STEPS * dense + decode_full
+                entries.append(
+                    {
+                        "model": model.title,
+                        "blocks": model.blocks,
+                        "autoencoder": title,
+                        "device": args.device.type,
+                        "dtype": str(args.dtype).removeprefix("torch."),
+                        "context": args.context,
+                        "preset": args.preset,
+                        "size": size,
+                        "mask": ratio,
+                        "clock": "busy" if args.busy else "wall",
+                        "rounds": args.rounds,
+                        "dense_step_measured": dense_measured,
+                        "dense_step": dense,
+                        "hilo_step_measured": steps[ratio][0],
+                        "hilo_step": steps[ratio][1],
+                        "dense_decode": decode_full,
+                        "first_decode": first,
+                        "dense_decode_peak_mib": full_peak,
+                        "decode_peak_mib": peak,
+                        "dense_seconds": whole,
+                        "parts": parts,
+                        "hilo_seconds": sum(parts.values()),
+                        "speedup": whole / sum(parts.values()),
+                    }
+                )
+                print(f"{model.title}, {size} px, {ratio:.2%}: {entries[-1]['speedup']:.2f} x", flush=True)
+        del vae
+        gc.collect()
+    return entries
+
+
+KEY = ("model", "device", "dtype", "context", "preset", "size", "mask")
+
+
+def bench(args: argparse.Namespace, scene: Any, environment: dict[str, Any]) -> int:
+    """Measure the models of `--models`, all of `BLOCKS` by default, and write; entries measured before stay."""
+    path = args.out / "end_to_end.json"
+    content = json.loads(path.read_text()) if path.is_file() else {"environments": {}, "entries": []}
+    known = {tuple(entry[part] for part in KEY): entry for entry in content["entries"]}
+    for name in args.models or BLOCKS:
+        for entry in measure(name, args, scene):
+            known[tuple(entry[part] for part in KEY)] = {**entry, "run": environment["time"]}
+        gc.collect()
+    used = {entry["run"] for entry in known.values()}
+    environments = {**content["environments"], environment["time"]: environment}
+    content = {
+        "environments": {run: one for run, one in environments.items() if run in used},
+        "entries": list(known.values()),
+    }
+    record.write_json(path, content)
+    write(args.out / "end_to_end.md", content)
+    print(f"written to {args.out}")
+    return 0
+
+
+def write(path: Path, content: dict[str, Any]) -> None:
+    """The report."""
+    lines = [
+        "# End to end\n",
+        *(
+            f"- {one['time']}: commit {one['commit']}, {one['device']} ({one['processor']}, {one['threads']} threads), "
+            f"{CLOCKS[one['clock']]}"
+            for one in content["environments"].values()
+        ),
+        f"\nVAE encode, plan, {STEPS} steps, decode (`region`), paste; against encode, {STEPS} dense steps and a full "
+        "decode. Real widths, random weights. A step is scaled to the real model: the time of each kind of block times "
+        "their real number, and the rest as measured. No text encoder. *decode*: full / region, seconds and MiB at the "
+        "peak; a decoder that normalises over the whole picture (KL) decodes in full. Paper: its own 2 B model on an "
+        "A100, with a refiner.\n",
+    ]
+    rows = [
+        [
+            f"{entry['model']}, {entry['autoencoder']}",
+            f"{entry['device']}, {entry['dtype']}, {entry['context']}, {entry['preset']}",
+            str(entry["size"]),
+            f"{entry['mask']:.2%}",
+            f"{entry['parts']['encode']:.1f}",
+            f"{1000 * entry['parts']['plan']:.0f} ms",
+            f"{STEPS * entry['dense_step']:.0f} / {entry['parts']['steps']:.0f}",
+            f"{entry['dense_decode']:.1f} / {entry['parts']['decode']:.1f}",
+            f"{entry['dense_decode_peak_mib']:.0f} / {entry['decode_peak_mib']:.0f}",
+            f"{1000 * entry['parts']['paste']:.0f} ms",
+            f"{entry['dense_step'] / entry['hilo_step']:.2f}",
+            f"**{entry['speedup']:.2f}**",
+            str(TARGETS.get(entry["mask"], "–")),
+            str(PAPER.get(entry["mask"], "–")),
+        ]
+        for entry in sorted(content["entries"], key=lambda one: (one["model"], one["size"], one["mask"]))
+    ]
+    head = ["model, autoencoder", "device", "px", "mask", "encode s", "plan", "steps s", "decode s", "decode MiB"]
+    lines.append(record.table([*head, "paste", "step", "end to end", "target", "paper"], rows))
+    path.write_text("\n".join(lines) + "\n")
