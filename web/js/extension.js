@@ -2,13 +2,14 @@
 
 import { api } from '../../../scripts/api.js'
 import { app } from '../../../scripts/app.js'
-import { isConnected, picturesOf } from './upstream.js'
+import { isConnected, isDriven, picturesOf } from './upstream.js'
 import { addView } from './view.js'
 
 const LOOK_EVERY_MS = 50 // so a moving slider asks at most twenty times a second
 const PLAN_HEIGHT = 300
 const RUN_HEIGHT = 96
 const LAST_RUN = 'Other nodes make this picture or mask: shown as in the last run.'
+const DRIVEN = 'Other nodes set some of these widgets: shown with the values that stand here.'
 const RUN_FIRST = 'Other nodes make this picture or mask: run once to see its plan.'
 const NO_RUN = 'After a run: its tokens, speed and memory.'
 const CONNECT = 'Connect a picture and its mask to see the plan.'
@@ -37,7 +38,8 @@ class LivePlan {
     const key = JSON.stringify({ ...subject, settings: this.settings() })
     if (key === this.asked) return
     this.asked = key
-    this.ask({ ...JSON.parse(key), picture: subject.image !== this.shownPicture }, pictures ? '' : LAST_RUN)
+    const notes = [pictures ? '' : LAST_RUN, isDriven(this.node) ? DRIVEN : '']
+    this.ask({ ...JSON.parse(key), picture: subject.image !== this.shownPicture }, notes.filter(Boolean).join(' '))
   }
 
   /** The planner's own widgets by name; the page may have added others. */

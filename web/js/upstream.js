@@ -40,7 +40,12 @@ export function picturesOf(planner) {
   return { image: files[0], mask: { image: files[1], channel } }
 }
 
-/** Whether both inputs are connected to something. */
+/** Whether something is connected to both inputs, be it a picture that only a run can tell. */
 export function isConnected(planner) {
-  return Boolean(origin(planner, 'image') && origin(planner, 'mask'))
+  return ['image', 'mask'].every((name) => planner.inputs?.find((input) => input.name === name)?.link != null)
+}
+
+/** Whether other nodes set one of the planner's widgets. */
+export function isDriven(planner) {
+  return planner.inputs?.some((input) => input.widget && input.link != null) ?? false
 }
