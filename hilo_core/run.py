@@ -216,6 +216,8 @@ class Run:
         if not self.calls:
             return f"all {calls} model calls ran dense"
         parts = [f"{self.calls} of {calls} model calls ran on {facts['tokens']:,} of {facts['all_tokens']:,} tokens"]
+        if self.work.note:
+            parts.append(self.work.note)
         if self.references.packed:
             parts[0] += f", and on {self.canvas.tokens:,} of a reference's"
         if facts["dense_seconds"] and facts["compressed_seconds"]:

@@ -64,7 +64,9 @@ def cutting(dit: FluxTransformer2DModel, run: Run, forward: Forward) -> Iterator
         layer = Layer(index, count, rows)
         cut = run.work.cut(forward, layer)
         if cut is None:
-            return block(**arguments)
+            words, out = block(**arguments)
+            run.work.computed(forward, layer, out, None)
+            return words, out
         reduced = cut.reduce(rows)
         kept = torch.cat([torch.arange(text, device=rows.device), text + cut.index])
         angles = tuple(part[kept] for part in arguments["image_rotary_emb"])

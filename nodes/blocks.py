@@ -13,6 +13,7 @@ import torch
 
 from ..hilo_core import Run
 from ..hilo_core.contexts import Forward
+from ..hilo_core.eager import Eager
 from ..hilo_core.families import Family
 from ..hilo_core.families.base import Sequence
 from ..hilo_core.methods import Cut, Layer
@@ -57,7 +58,9 @@ class Blocks:
             layer = Layer(index, count, rows)
             cut = work.cut(forward, layer)
             if cut is None:
-                return inner(args)
+                out = inner(args)
+                work.computed(forward, layer, out["img"][:, first:end], None)
+                return out
             reduced = cut.reduce(rows)
             self.cut, self.fewer = cut, rows.shape[1] - reduced.shape[1]
             try:
@@ -70,7 +73,7 @@ class Blocks:
             work.computed(forward, layer, restored, cut)
             return {**out, "img": torch.cat([out["img"][:, :first], restored, out["img"][:, shorter:]], 1)}
 
-        return block
+        return Eager(block)
 
     def _sequence_inputs(self, args: dict, cut: Cut) -> dict:
         """What else of a block's inputs runs along the joint sequence, for the rows that are left."""

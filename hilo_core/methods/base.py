@@ -66,14 +66,21 @@ class MethodRun:
 
     Attributes:
         canvas: what a compressed call computes, or begins with.
+        rows, all_rows: tokens that the layers computed so far, and would have without cuts.
     """
 
     def __init__(self, method: Method, plan: GridPlan, context: ContextRun, steps: int) -> None:
         self.method, self.plan, self.context, self.steps = method, plan, context, steps
+        self.rows = self.all_rows = 0
 
     @property
     def canvas(self) -> Canvas:
         return self.context.canvas
+
+    @property
+    def note(self) -> str:
+        """What the log says about the method when the run ends."""
+        return f"its layers computed {self.rows / self.all_rows:.0%} of these" if self.all_rows else ""
 
     def forward(self, step: int, conds: Hashable) -> Forward:
         """What the next model call computes, see ``ContextRun.forward``."""
@@ -85,6 +92,9 @@ class MethodRun:
 
     def computed(self, forward: Forward, layer: Layer, out: torch.Tensor, cut: Cut | None) -> None:
         """A layer has returned ``out``, all canvas rows restored."""
+        count = layer.rows.shape[1]
+        self.rows += count if cut is None else len(cut.index)
+        self.all_rows += count
 
     def attend(self, forward: Forward, call: AttentionCall, cut: Cut | None = None) -> KeysValuesMask:
         """Keys, values and mask that one attention call gets; ``cut`` is what its layer computes."""

@@ -181,6 +181,7 @@ class DiffCRRun(WholeRun):
         return Bypass(index, None, None if trained is None else trained[:, index, None])
 
     def computed(self, forward: Forward, layer: Layer, out: torch.Tensor, cut: Cut | None) -> None:
+        super().computed(forward, layer, out, cut)
         if self.method.routers is not None or cut is None:
             return
         before, after = (rows.index_select(1, cut.index).float() for rows in (layer.rows, out))

@@ -102,6 +102,14 @@ class Pooling:
         self.method, self.edit = method, edit
         self._last: tuple[Canvas, torch.device, Pool] | None = None
 
+    @property
+    def note(self) -> str:
+        """For the log: how many keys are left."""
+        if self._last is None:
+            return ""
+        pool = self._last[2]
+        return f"{len(pool.count):,} keys stand for {len(pool.group):,} tokens"
+
     def __call__(self, canvas: Canvas, kept: int, call: AttentionCall) -> KeysValuesMask:
         """Keys, values and mask of ``call`` with the first ``kept`` canvas slots pooled."""
         pool, dim, start, keys = self._pool(canvas, kept, call.k.device), call.dim, call.start, call.k.shape[call.dim]
@@ -147,6 +155,10 @@ class ToDo(Downsampling, Whole):
 class ToDoRun(WholeRun):
     """Pools the keys of the picture; those of text and references stay."""
 
+    @property
+    def note(self) -> str:
+        return self.pooling.note
+
     def __init__(self, method: ToDo, plan: GridPlan, context: ContextRun, steps: int) -> None:
         super().__init__(method, plan, context, steps)
         self.pooling = Pooling(method, plan.edit)
@@ -167,6 +179,10 @@ class HiLoToDo(Downsampling, HiLo):
 
 class HiLoToDoRun(MethodRun):
     """The context first, then its canvas's own keys are pooled; what it has cached or made coarse stays."""
+
+    @property
+    def note(self) -> str:
+        return self.pooling.note
 
     def __init__(self, method: HiLoToDo, plan: GridPlan, context: ContextRun, steps: int) -> None:
         super().__init__(method, plan, context, steps)

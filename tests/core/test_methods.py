@@ -106,6 +106,7 @@ def test_pooled_keys_and_values(pooling: str) -> None:
     torch.testing.assert_close(k[:, :, 3:23], wanted)
     assert torch.equal(k[:, :, :3], attention.k[:, :, :3]) and torch.equal(k[:, :, 23:], attention.k[:, :, 83:])
     assert k.shape == v.shape == (2, 4, 25, 8)
+    assert run.note == "20 keys stand for 80 tokens"
 
 
 @pytest.mark.parametrize("dim", [1, 2])
@@ -221,6 +222,7 @@ def test_what_a_layer_does_reaches_the_tokens_it_computed(name: str) -> None:
             torch.testing.assert_close(cut.reduce(after), out)
         else:
             assert torch.equal(after[:, cut.index], out)
+            assert run.note == f"its layers computed {run.rows / run.all_rows:.0%} of these"
             passed = torch.ones(80, dtype=torch.bool)
             passed[cut.index] = False
             assert int(passed.sum()) > 0 if step else not passed.any(), "the first call is whole"

@@ -172,6 +172,32 @@ def test_references_with_a_timestep_of_their_own_run_dense(pack: ModuleType, cap
     assert job.error_outside(result) <= 1e-6
 
 
+@pytest.mark.parametrize(("method", "said"), [
+    ("todo", "keys stand for 192 tokens"), ("sdtm", "its layers computed"), ("diffcr", "its layers computed"),
+])  # fmt: skip
+def test_the_log_says_what_the_method_did(
+    method: str, said: str, pack: ModuleType, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", logger="hilo_token"):
+        Job(pack, "flux_dev").hilo({"method": method})
+    assert said in caplog.text
+
+
+@pytest.mark.parametrize("method", ["todo", "sdtm", "diffcr"])
+def test_compiled(method: str, pack: ModuleType) -> None:
+    """Behind the host's TorchCompileModel, what changes from step to step is not frozen into a graph."""
+    from comfy_api.torch_helpers import set_torch_compile_wrapper
+
+    job = Job(pack, "flux_dev")
+    result = job.hilo({"method": method}, steps=STEPS)
+    torch._dynamo.reset()
+    clone = job.model.patcher.clone()
+    set_torch_compile_wrapper(model=clone, backend="eager")
+    again = job.sample(job.patched(clone, method=method), steps=STEPS)
+    torch._dynamo.reset()
+    assert job.change_inside(again, result) <= 1e-5
+
+
 def test_a_method_ignores_the_context_it_has_no_use_for(pack: ModuleType) -> None:
     job = Job(pack, "flux_dev")
     for method in ("lazy", "todo", "sdtm"):
