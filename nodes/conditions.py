@@ -8,10 +8,7 @@ from comfy.patcher_extension import WrappersMP
 
 from ..hilo_core import Run
 from ..hilo_core.contexts import Forward
-
-# Patches of other nodes that compare the picture inside the model with one outside it (DiffSynth and Z-Image
-# ControlNets).
-WHOLE_PICTURE_PATCHES = ("double_block", "noise_refiner", "post_input")
+from .model_patches import why_unpacked
 
 # Step caches that may answer in the model's place: a call that fills the context's cache must compute.
 STEP_CACHES = ("easycache",)
@@ -38,23 +35,36 @@ def why_dense(
     for add in _residuals(control):
         if add.ndim != 3 or add.shape[1] != count:
             return "a ControlNet gives residuals that are not one row a token"
-    for name in WHOLE_PICTURE_PATCHES:
-        if options.get("patches", {}).get(name):
-            return f"another node patches the model's {name} with a whole picture"
-    mask = kwargs.get("attention_mask")
-    if (
-        isinstance(mask, torch.Tensor)
-        and mask.ndim >= 2
-        and mask.shape[-1] == mask.shape[-2]
-        and mask.shape[-1] >= count
-    ):
-        return "a conditioning brings an attention mask over all tokens"
+    patched = why_unpacked(options, x)
+    if patched:
+        return patched
+    if _whole_mask(run, kwargs) is not None and run.context.needs_attention:
+        return "a conditioning brings an attention mask over all tokens, which a cached context cannot follow"
     for name in WHOLE_PICTURE_INPUTS:
         if kwargs.get(name) is not None:
             return f"a conditioning ({name}) is tied to the size of the whole picture"
-    if kwargs.get("ref_latents_method") == "uxo":
-        return "reference latents are placed relative to the picture's size (uxo)"
     return None
+
+
+def _whole_mask(run: Run, kwargs: dict) -> torch.Tensor | None:
+    """An attention mask over text and picture, ``(B, L, L)``, as style models give Flux, and not over text alone."""
+    mask = kwargs.get("attention_mask")
+    if not isinstance(mask, torch.Tensor) or mask.ndim < 2 or mask.shape[-1] != mask.shape[-2]:
+        return None
+    return mask if mask.shape[-1] >= run.plan.grid.count else None
+
+
+def pack_attention_mask(run: Run, forward: Forward, kwargs: dict) -> dict:
+    """The conditionings with rows and columns of such a mask gathered to the canvas; a low token is masked as the token
+    whose noise it carries."""
+    mask = _whole_mask(run, kwargs)
+    if mask is None:
+        return kwargs
+    canvas = forward.canvas
+    tokens = canvas.index if canvas.blocks is None else torch.cat([canvas.index, canvas.blocks.representative()])
+    text = mask.shape[-1] - run.plan.grid.count
+    index = torch.cat([torch.arange(text), text + tokens]).to(mask.device)
+    return {**kwargs, "attention_mask": mask.index_select(-1, index).index_select(-2, index)}
 
 
 def _residuals(control: dict | None) -> list[torch.Tensor]:

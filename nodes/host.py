@@ -20,10 +20,11 @@ from ..hilo_core.lowres import low_picture
 from ..hilo_core.methods import HiLo, Method
 from .attention import override
 from .blocks import Blocks, why_whole
-from .conditions import flat, pack_control, shaped, why_dense, without_step_caches
+from .conditions import flat, pack_attention_mask, pack_control, shaped, why_dense, without_step_caches
 from .encode import encoded_once
 from .events import announce, told
 from .foretell import expected
+from .model_patches import pack_patches
 from .reuse import freed_with, name, share
 from .tuned import low_embedded
 
@@ -165,6 +166,8 @@ class HiLoPatch:
                 if c_concat is not None:
                     c_concat = shaped(run.pack_condition(flat(c_concat), forward.canvas), c_concat)
                 control = pack_control(run, forward, control)
+                options = pack_patches(run, forward.canvas, options)
+                kwargs = pack_attention_mask(run, forward, kwargs)
                 with run.timed(dense=False):
                     denoised = executor(canvas, t, c_concat, c_crossattn, control, options, **kwargs)
         if sequence.asked and not sequence.placed:

@@ -1,0 +1,162 @@
+"""ControlNets that hold their picture in a model patch, USO's style and references, masks over all tokens."""
+
+from __future__ import annotations
+
+import logging
+from importlib import import_module
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import comfy.model_patcher
+import comfy.ops
+import comfy.sample
+import comfy.samplers
+import pytest
+import torch
+from comfy_extras import nodes_model_patch
+
+from host import tiny
+from host.attention import count_attention_tokens
+from host.inpaint import HEIGHT, TEXT, TOKENS, WIDTH, Job
+
+SPECS = [name for name in ("qwen_image", "z_image") if name in tiny.families()]
+
+
+def vae(frames: bool) -> Any:
+    """Encodes a picture cell by cell, so that a change of it stays where it is."""
+    mix = torch.randn(3, 16, generator=torch.Generator().manual_seed(1))
+
+    def encode(image: torch.Tensor) -> torch.Tensor:
+        cells = torch.nn.functional.avg_pool2d(image.movedim(-1, 1), 8)
+        latent = torch.einsum("bchw,cd->bdhw", cells, mix)
+        return latent.unsqueeze(2) if frames else latent
+
+    return SimpleNamespace(encode=encode, spacial_compression_encode=lambda: 8)
+
+
+def controlled(job: Job, picture: torch.Tensor) -> Any:
+    """The model behind a random ControlNet of its kind, as QwenImageDiffsynthControlnet and ZImageFunControlnet leave
+    it."""
+    patcher = job.model.patcher.clone()
+    if job.name == "z_image":
+        net = import_module("comfy.ldm.lumina.controlnet").ZImage_Control(
+            dim=256, n_heads=2, n_kv_heads=2, n_control_layers=15, operations=comfy.ops.manual_cast
+        )
+        patch = nodes_model_patch.ZImageControlPatch(model_patch(net), vae(False), picture, 1.0)
+        patcher.set_model_noise_refiner_patch(patch)
+    else:
+        net = nodes_model_patch.QwenImageBlockWiseControlNet(num_layers=2, dim=256, operations=comfy.ops.manual_cast)
+        patch = nodes_model_patch.DiffSynthCnetPatch(model_patch(net), vae(True), picture, 1.0)
+    patcher.set_model_double_block_patch(patch)
+    return patcher
+
+
+def model_patch(net: torch.nn.Module) -> Any:
+    tiny.randomise(net, 5)
+    return comfy.model_patcher.ModelPatcher(net, load_device=tiny.CPU, offload_device=tiny.CPU)
+
+
+def control_picture(job: Job, height: int = HEIGHT, width: int = WIDTH) -> torch.Tensor:
+    return torch.rand(1, height, width, 3, generator=torch.Generator().manual_seed(4))
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_a_control_picture_goes_with_its_tokens(name: str, pack: ModuleType) -> None:
+    job, none = Job(pack, name), {"context": "none"}
+    on_grid = job.on_grid(low=False)
+    picture = control_picture(job)
+    dropped = on_grid.dropped.view(on_grid.grid.rows, on_grid.grid.cols)
+    pixels = dropped.repeat_interleave(16, 0).repeat_interleave(16, 1)[None, ..., None]
+
+    def run(shown: torch.Tensor, **widgets: Any) -> torch.Tensor:
+        return job.sample(job.patched(controlled(job, shown), **(none | widgets)))
+
+    with count_attention_tokens() as calls:
+        result = run(picture)
+    text = tiny.joint_extra(name, TEXT)
+    assert max(queries for queries, _ in calls) == on_grid.tokens + text
+    assert job.error_outside(result) <= 1e-6
+    assert job.change_inside(result, job.hilo(none)) > 1e-3
+    assert torch.equal(run(torch.where(pixels, 0.5, picture)), result), "what is left out does not count"
+    assert job.change_inside(run(torch.where(pixels, picture, 0.5)), result) > 1e-3
+    low = run(picture, context="low")
+    assert job.change_inside(run(torch.where(pixels, 0.5, picture), context="low"), low) > 1e-5, "low tokens carry it"
+
+
+def test_a_cached_context_is_exact_under_diffsynth(pack: ModuleType) -> None:
+    """Its blocks act on each token alone, so a compressed step right after the dense one gives the same."""
+    job = Job(pack, "qwen_image", height=192, width=128, box=(64, 96, 64, 112))
+    patcher = controlled(job, control_picture(job, 192, 128))
+    answers: list[torch.Tensor] = []
+
+    def ask(denoiser: Any, x: torch.Tensor, sigmas: torch.Tensor, extra_args: Any, **_: Any) -> torch.Tensor:
+        answers.extend(denoiser(x, sigmas[0].expand(x.shape[0]), **extra_args) for _ in range(2))
+        return answers[-1]
+
+    comfy.sample.sample_custom(
+        job.patched(patcher, context="cache", refresh=0), comfy.sample.prepare_noise(job.latent, 0), 1.0,
+        comfy.samplers.KSAMPLER(ask), torch.tensor([0.7, 0.3, 0.0]), job.positive, job.negative, job.latent,
+        disable_pbar=True, seed=0,
+    )  # fmt: skip
+    dense, compressed = answers
+    assert (compressed - dense).abs().max() <= 2e-5 * dense.abs().max()
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_a_control_picture_of_another_size(name: str, pack: ModuleType, caplog: pytest.LogCaptureFixture) -> None:
+    """It is encoded anew in one dense call, and that is said."""
+    job = Job(pack, name)
+    patcher = controlled(job, control_picture(job, 128, 96))
+    with caplog.at_level(logging.INFO, logger="hilo_token"):
+        result = job.sample(job.patched(patcher), steps=3)
+    assert job.error_outside(result) <= 1e-6
+    messages = [record.message for record in caplog.records]
+    assert len([message for message in messages if "must be encoded first" in message]) == 1
+    assert any("2 of 3 model calls ran on" in message for message in messages)
+
+
+@pytest.mark.skipif(not hasattr(nodes_model_patch, "UsoStyleProjectorPatch"), reason="this ComfyUI has no USO")
+def test_uso_adds_to_the_text(pack: ModuleType) -> None:
+    job = Job(pack, "flux_dev")
+    tokens = torch.randn(1, 5, 256, generator=torch.Generator().manual_seed(2))
+    style = nodes_model_patch.UsoStyleProjectorPatch(model_patch(torch.nn.Identity()), tokens)
+    patcher = job.model.patcher.clone()
+    patcher.set_model_post_input_patch(style)
+    with count_attention_tokens() as calls:
+        result = job.sample(job.patched(patcher))
+    assert set(calls) == {(job.on_grid().tokens + TEXT + 5,) * 2}
+    assert job.change_inside(result, job.hilo()) > 1e-3 and job.error_outside(result) <= 1e-6
+
+
+def masked(job: Job, mask: torch.Tensor) -> Job:
+    """The job with an attention mask over text and picture, as a style model's node leaves it."""
+    other = Job(job.pack, job.name)
+    grid = job.on_grid().grid
+    extra = {"attention_mask": mask, "attention_mask_img_shape": (grid.rows, grid.cols)}
+    other.positive = [[text, {**more, **extra}] for text, more in job.positive]
+    return other
+
+
+def test_a_mask_over_all_tokens_is_gathered(pack: ModuleType) -> None:
+    job, none = Job(pack, "flux_dev"), {"context": "none"}
+    on_grid = job.on_grid(low=False)
+    bias = torch.randn(1, TEXT + TOKENS, TEXT + TOKENS, generator=torch.Generator().manual_seed(7))
+    dropped = torch.cat([torch.zeros(TEXT, dtype=torch.bool), on_grid.dropped])
+    unseen = dropped[None, :, None] | dropped[None, None, :]
+    with count_attention_tokens() as calls:
+        result = masked(job, bias).hilo(none)
+    assert set(calls) == {(on_grid.tokens + TEXT,) * 2}
+    assert torch.equal(masked(job, bias.masked_fill(unseen, 9.0)).hilo(none), result)
+    assert job.change_inside(masked(job, bias.masked_fill(~unseen, 0.0)).hilo(none), result) > 1e-3
+    low = masked(job, bias).hilo()
+    assert job.change_inside(low, job.hilo()) > 1e-3 and job.error_outside(low) <= 1e-6
+
+
+def test_a_mask_over_all_tokens_with_a_cached_context_runs_dense(
+    pack: ModuleType, caplog: pytest.LogCaptureFixture
+) -> None:
+    job = Job(pack, "flux_dev")
+    masked_job = masked(job, torch.zeros(1, TEXT + TOKENS, TEXT + TOKENS))
+    with caplog.at_level(logging.WARNING, logger="hilo_token"):
+        masked_job.hilo({"context": "cache"}, steps=3)
+    assert len([record for record in caplog.records if "attention mask over all tokens" in record.message]) == 1
