@@ -7,10 +7,8 @@ from types import ModuleType
 from typing import Any
 
 import comfy.ldm.modules.attention as attention
-import comfy.model_patcher
 import comfy.ops
 import comfy.sd
-import comfy.supported_models
 import pytest
 import torch
 
@@ -18,7 +16,7 @@ from host import tiny
 from host.attention import count_attention_tokens
 from host.host import Host
 from host.inpaint import TEXT, Job
-from host.specs import SPECS, V0_33
+from host.specs import V0_33
 
 
 def samples_compressed(job: Job, patcher: Any, context: str) -> torch.Tensor:
@@ -66,17 +64,11 @@ class Dequantising(comfy.ops.disable_weight_init):
 
 def quantised(name: str) -> Any:
     """A tiny model whose layers come from another pack's operations."""
-    spec = SPECS[name]
-    config = getattr(comfy.supported_models, spec.config)(dict(spec.unet))
-    config.unet_config.update(spec.unet)
-    config.set_inference_dtype(torch.float32, None)
-    config.custom_operations = Dequantising
-    model = config.get_model({}, device=tiny.CPU)
-    tiny.randomise(model.diffusion_model, 0)
-    for layer in model.diffusion_model.modules():
+    patcher = tiny.build(name, operations=Dequantising).patcher
+    for layer in patcher.model.diffusion_model.modules():
         if isinstance(layer, Dequantising.Linear):
             layer.quantise()
-    return comfy.model_patcher.ModelPatcher(model, load_device=tiny.CPU, offload_device=tiny.CPU)
+    return patcher
 
 
 @pytest.mark.parametrize("context", ["low", "cache"])

@@ -131,10 +131,10 @@ def _known(unet: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in unet.items() if key in known or key == "image_model"}
 
 
-def build(name: str, seed: int = 0, **sizes: Any) -> TinyModel:
+def build(name: str, seed: int = 0, operations: Any = None, **sizes: Any) -> TinyModel:
     """The tiny model called `name` in `SPECS`, float32 on the CPU, the same weights for the same seed.
 
-    `sizes` override the spec's, such as `context_in_dim=1024`.
+    `operations` are another pack's layer classes, `sizes` override the spec's, such as `context_in_dim=1024`.
 
     Raises:
         LookupError: the imported host is too old to have this family.
@@ -147,6 +147,7 @@ def build(name: str, seed: int = 0, **sizes: Any) -> TinyModel:
     config = config_class(dict(sizes))
     config.unet_config.update(sizes)  # some classes fix a few of them
     config.set_inference_dtype(torch.float32, None)
+    config.custom_operations = operations
     model = config.get_model({}, device=CPU)
     randomise(model.diffusion_model, seed)
     patcher = comfy.model_patcher.ModelPatcher(model, load_device=CPU, offload_device=CPU)
