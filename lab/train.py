@@ -188,8 +188,15 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--weights", type=Path, default=transformer.WEIGHTS.parent, help="where the weights go")
     parser.add_argument("--device", type=torch.device, default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--method", choices=("hilo", "diffcr"), help="dit: tune the trained model for it, see lab.tune")
     args = parser.parse_args(argv)
     args.size = args.size or (64 if args.model == "autoencoder" else 256)
+    if args.method:
+        from lab import tune  # it builds on this module
+
+        shared = {"minutes": args.minutes, "size": args.size, "seed": args.seed, "weights": args.weights}
+        tune.main([args.method, *(part for name, value in shared.items() for part in (f"--{name}", str(value)))])
+        return
     (train_autoencoder if args.model == "autoencoder" else train_dit)(args)
 
 

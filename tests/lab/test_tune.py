@@ -12,7 +12,7 @@ import torch
 from hilo_core.methods import make_method
 from hilo_core.tuned import Tuned
 from lab import run as lab_run
-from lab import sampling, tune
+from lab import sampling, train, tune
 from lab.autoencoder import build_autoencoder, export_autoencoder
 from lab.dit import build_dit, export_dit, load_dit
 from lab.hilo import Compressed
@@ -104,6 +104,13 @@ def test_ratios_learn_through_their_two_nearest_bins(weights: Path, sample: tune
         head.ratio.fill_(0.0)
         none = head.loss(dit, sample, sigma)[1]["loss"]
     assert on_bin == pytest.approx(near, rel=1e-4) and on_bin != none
+
+
+def test_the_trainings_command_line_leads_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[str]] = []
+    monkeypatch.setattr(tune, "main", asked.append)
+    train.main(["dit", "--method", "diffcr", "--minutes", "3", "--weights", str(tmp_path)])
+    assert asked == [["diffcr", "--minutes", "3.0", "--size", "256", "--seed", "0", "--weights", str(tmp_path)]]
 
 
 def test_a_foreign_file_is_named(tmp_path: Path) -> None:
