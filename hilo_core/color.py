@@ -57,7 +57,7 @@ def _inliers(drift: np.ndarray) -> np.ndarray:
     """``(N,)`` bool, the pixels that drifted like most others; ``drift`` is ``(N, 3)``."""
     away = np.abs(drift - np.median(drift, 0))
     spread = np.median(away, 0) + 0.5  # half a step of L* or so is noise of 8 bits
-    return (away <= OUTLIER * spread).all(1)
+    return np.asarray((away <= OUTLIER * spread).all(1))
 
 
 def _position(places: np.ndarray, ring: np.ndarray) -> np.ndarray:

@@ -21,6 +21,10 @@ TOLERANCE = 1 / 255
 # The strip of latent on which a decoder is measured: rows, columns, and columns cut off.
 STRIP = (8, 44, 12)
 
+# The least that is taken for a margin: what a strip of real pictures asks for with the decoders that were measured. A
+# first picture that is flat would ask for less.
+LEAST = 4
+
 # A latent smaller than so many strips is decoded in full: measuring would cost what is saved.
 SMALL = 4
 
@@ -75,7 +79,8 @@ def decode_region(vae: Any, samples: torch.Tensor, plan: TokenPlan, beyond: int 
     if video or samples.shape[0] % count or height * width < SMALL * STRIP[0] * STRIP[1]:
         return decode_full(vae, samples)
     wanted = wanted_cells(plan, grid, beyond)
-    decoder = _measured(vae, samples, wanted[0], grid.factor)
+    # A region may lie in the border that the autoencoder crops off.
+    decoder = _measured(vae, samples, wanted.any(0), grid.factor) if wanted.any() else Decoder(None)
     if decoder.margin is None:
         return decode_full(vae, samples)
     rows, columns = grid.footprint
@@ -83,6 +88,8 @@ def decode_region(vae: Any, samples: torch.Tensor, plan: TokenPlan, beyond: int 
     cells = 0
     for place in range(count):
         mine = slice(place, None, count)  # the copies of one picture
+        if not wanted[place].any():
+            continue
         tiles = cover(wanted[place], decoder.margin)
         cells += sum(tile.outer.area for tile in tiles)
         try:
@@ -105,15 +112,25 @@ def measure(vae: Any, strip: torch.Tensor, factor: int) -> Decoder:
     watch = Watch()
     with watch:
         whole = decode_full(vae, strip)
-    if watch.normalisations or watch.attentions > 1:
+    unseen = not watch.attentions and _has_attention(vae)
+    if unseen or watch.normalisations or watch.attentions > 1:
         return Decoder(None)
     height, width = strip.shape[-2:]
     inside = Rect(0, STRIP[2], height, width)
     cut = torch.zeros_like(whole)
-    _decode_tiles(vae, strip, [Tile(inside, inside)], bool(watch.attentions), factor, cut)
+    try:
+        _decode_tiles(vae, strip, [Tile(inside, inside)], bool(watch.attentions), factor, cut)
+    except Unexpected:
+        return Decoder(None)
     margin = margin_of(whole, cut[:, :, STRIP[2] * factor :], factor, TOLERANCE)
     # One cell more: a tile is cut on four sides, and at corners the cuts add up.
-    return Decoder(None if margin is None else margin + 1, bool(watch.attentions))
+    return Decoder(None if margin is None else max(margin + 1, LEAST), bool(watch.attentions))
+
+
+def _has_attention(vae: Any) -> bool:
+    """Whether a VAE has attention at all; some of the host's kernels (xFormers, split) are not torch's."""
+    names = {type(module).__name__.lower() for module in vae.first_stage_model.modules()}
+    return any("attn" in name or "attention" in name for name in names)
 
 
 def _measured(vae: Any, samples: torch.Tensor, wanted: np.ndarray, factor: int) -> Decoder:

@@ -154,6 +154,27 @@ def test_a_margin_is_measured_and_kept(pack: ModuleType) -> None:
     assert nothing.margin is None
 
 
+def test_an_attention_that_cannot_be_met_decodes_in_full(pack: ModuleType) -> None:
+    """xFormers and the host's split attention do not go through torch's kernel."""
+    decode, vae = import_module(f"{pack.__name__}.nodes.decode"), wan_vae()
+    from comfy.ldm.modules.diffusionmodules.model import normal_attention
+
+    for module in vae.first_stage_model.modules():
+        if hasattr(module, "optimized_attention"):
+            module.optimized_attention = normal_attention
+    assert decode.measure(vae, smooth((1, 16, 8, 44), 1)[:, :, None], 8).margin is None
+
+
+def test_a_region_in_the_cropped_border_alone(pack: ModuleType) -> None:
+    """406 pixels are 50 cells and 3 pixels on each side that are cropped off."""
+    vae, image = lab_vae(), picture(384, 406)
+    planner = node(pack, "HiLoTokenPlanner")
+    plan = planner.execute(image, painted(384, 406, (100, 200, 0, 2)), "custom", 0, 0.1, 0.1, "8").args[0]
+    samples = {"samples": vae.encode(image)}
+    result = node(pack, "HiLoUnpack").execute(samples, plan, vae, 0, "region").args[0]
+    assert torch.equal(result[0][~plan.edit_region[0]], image[0][~plan.edit_region[0]])
+
+
 def test_the_decode_leaves_nothing_on_the_vae(pack: ModuleType) -> None:
     decode, vae = import_module(f"{pack.__name__}.nodes.decode"), wan_vae()
     latent = smooth((1, 16, 48, 48), 1)[:, :, None]
@@ -190,8 +211,7 @@ def test_sizes_that_the_autoencoder_crops(size: tuple[int, int], pack: ModuleTyp
 
 @pytest.mark.parametrize("blend", ["feather", "laplacian"])
 def test_five_rounds_through_png_leave_the_outside_alone(blend: str, pack: ModuleType, host: Host) -> None:
-    import nodes as comfy_nodes  # ComfyUI's own, after its import
-
+    comfy_nodes: Any = import_module("nodes")  # ComfyUI's own
     vae = lab_vae()
     load = comfy_nodes.LoadImage().load_image
     first = (picture(SIZE, SIZE)[0].numpy() * 255).round().astype(np.uint8)
@@ -213,8 +233,7 @@ def test_five_rounds_through_png_leave_the_outside_alone(blend: str, pack: Modul
 
 def test_outpainting_is_a_large_mask(pack: ModuleType, host: Host) -> None:
     """ImagePadForOutpaint gives a grey border and a soft mask; what was the picture comes back bit for bit."""
-    import nodes as comfy_nodes
-
+    comfy_nodes: Any = import_module("nodes")
     vae, image = lab_vae(), picture(320, 320)
     padded, mask = comfy_nodes.ImagePadForOutpaint().expand_image(image, 0, 0, 128, 64, 24)
     plan = plan_of(pack, padded, mask)
@@ -248,8 +267,7 @@ def test_the_low_picture_is_encoded_once_for_a_plan(pack: ModuleType, monkeypatc
 
 def test_outpainting_from_pad_to_paste(pack: ModuleType) -> None:
     """ImagePadForOutpaint, planner, patched model, sampler and unpack, as the graph joins them."""
-    import nodes as comfy_nodes
-
+    comfy_nodes: Any = import_module("nodes")
     model, vae = tiny.build("flux_dev"), tiny.taesd()
     padded, mask = comfy_nodes.ImagePadForOutpaint().expand_image(picture(256, 192), 0, 0, 64, 0, 16)
     plan = plan_of(pack, padded, mask)

@@ -41,7 +41,7 @@ class Model:
         self.transformer.double_blocks = torch.nn.ModuleList([Block(self.clock, 2.0)])
         self.transformer.single_blocks = torch.nn.ModuleList([Block(self.clock, 3.0), Block(self.clock, 3.0)])
 
-    def run(self, size: int, calls: int, *_: Any) -> list[float]:
+    def run(self, size: int, calls: int, *run: Any) -> list[float]:
         seconds = []
         for _ in range(calls):
             started = self.clock.now()
