@@ -171,8 +171,14 @@ def table(content: dict[str, Any]) -> str:
             cells.append(f"{one['milliseconds']:.1f} ({one['milliseconds'] / floor - 1:+.0%})")
             errors.append(one["error"])
         lines.append(f"| {way} | " + " | ".join(cells) + f" | {max(errors, default=math.nan):.4f} |")
+    lines.append("")
+    for shape, results in content["shapes"].items():
+        ways = {way: one["milliseconds"] for way, one in results.items() if "milliseconds" in one}
+        first = min(set(ways) - {"without log n"}, key=lambda way: ways[way])
+        mask = f"; the mask takes {ways['mask'] / ways[first] - 1:.0%} longer" if "mask" in ways else ""
+        lines.append(f"- Cheapest at {shape}: {first}{mask}.")
     refusals = {one["refused"] for shape in content["shapes"].values() for one in shape.values() if "refused" in one}
-    lines += ["", *(f"Refused: {reason}" for reason in sorted(refusals))]
+    lines += [f"- Refused: {reason}" for reason in sorted(refusals)]
     return "\n".join(lines).rstrip() + "\n"
 
 

@@ -102,6 +102,8 @@ def test_the_next_run_is_spared_its_dense_steps(
     pack: ModuleType, name: str, context: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same seed gives the same picture; another seed as well needs no dense step."""
+    if name not in tiny.families():
+        pytest.skip(f"this host has no {name}")
     job = Job(pack, name, height=256, width=256)
     settings = {"context": context, "refresh": 2, "forecast": "hold"}
     plain, _ = facts_of(job, job.patched(**settings), monkeypatch, cfg=2.0)
