@@ -28,9 +28,10 @@ from lab.masks import GROUPS
 RESULTS = Path(__file__).parent / "results"
 
 
-# Everything at the size that is cheap; then a look at four times the tokens, and at more steps.
-DEFAULT = (Part(256, 8), Part(512, 8, every=4, core=True), Part(256, 20, every=4, core=True))
-FULL = (Part(256, 8), Part(256, 20), Part(512, 8), Part(512, 20))
+# What an artist's picture is like, 2,304 tokens and 20 steps; then every row where it is cheap.
+DEFAULT = (Part(768, 20, only="wide"), Part(256, 8, every=2))
+FULL = (Part(256, 8), Part(256, 20), Part(512, 8), Part(512, 20), Part(768, 20, only="wide"))
+ENTRANCE_CASES = 60  # six of each kind of picture
 
 
 def jobs(args: argparse.Namespace) -> Iterator[Job]:
@@ -39,6 +40,10 @@ def jobs(args: argparse.Namespace) -> Iterator[Job]:
         for case in folder_cases(args.images, args.masks, args.parts[0].size):
             yield from ((part, case) for part in args.parts)
         return
+    if not args.host:
+        part = Part(min(256, args.parts[0].size), args.steps or 8, only="entrance", entrance=True)
+        for number in range(min(ENTRANCE_CASES, 5 * args.pictures)):
+            yield part, held_out_case(summary.ENTRANCE_GROUP, number, part.size)
     for number in range(args.pictures):
         for part in args.parts:
             if number % part.every == 0:

@@ -8,6 +8,7 @@ from enum import Enum
 from typing import Any
 
 from hilo_core import CONTEXTS, PRESETS, PlanSettings
+from hilo_core.schedule import Schedule
 
 # What the study's rows share with the balanced preset, so that they differ in one thing at a time. A share of the
 # tokens, not a threshold, decides how many are added, so that edges and random tokens cost the same.
@@ -43,6 +44,8 @@ class Row:
         random: rank tokens outside the edit region by chance and not by their edges.
         exact: exactly edit region + share, not rounded up to whole canvas rows as the nodes do.
         core: also runs at the sizes and steps that have few pictures.
+        wide: also runs at 768 px and 20 steps, where tokens are fine against a mask, and a dense step is one of many.
+        entrance: what the entrance test of the model needs.
         node: can be had from the nodes in ComfyUI (`--host`).
     """
 
@@ -59,6 +62,8 @@ class Row:
     random: bool = False
     exact: bool = False
     core: bool = False
+    wide: bool = False
+    entrance: bool = False
     node: bool = False
 
 
@@ -79,19 +84,20 @@ def other(method: str, title: str, **options: Any) -> Row:
 
 BALANCED = "hilo_balanced"
 NO_LOG_N = {"proportional": False}
+ENDS = Schedule(last=1)  # a cache's first step is dense anyway
 
 ROWS: dict[str, Row] = {
-    "telea": Row("Telea (OpenCV, no model)", Kind.TELEA, core=True),
-    "dense": Row("dense", Kind.DENSE, core=True, node=True),
+    "telea": Row("Telea (OpenCV, no model)", Kind.TELEA, core=True, wide=True, entrance=True),
+    "dense": Row("dense", Kind.DENSE, core=True, node=True, wide=True, entrance=True),
     "dense_other_seed": Row("dense, another seed (noise floor)", Kind.DENSE, other_seed=True, core=True, node=True),
     "fewer_steps": Row("fewer steps at equal cost", Kind.DENSE, equal_to=BALANCED, core=True, node=True),
     **{
-        f"steps_{name}": Row(f"dense, {title} of the steps", Kind.DENSE, steps=share, core=True)
+        f"steps_{name}": Row(f"dense, {title} of the steps", Kind.DENSE, steps=share, core=True, wide=share < 0.5)
         for name, title, share in (("half", "a half", 1 / 2), ("third", "a third", 1 / 3), ("fifth", "a fifth", 1 / 5))
     },
-    "crop": Row("crop round the mask, x1.2", Kind.CROP, core=True),
+    "crop": Row("crop round the mask, x1.2", Kind.CROP, core=True, wide=True),
     "crop_equal_cost": Row("crop round the mask at equal cost", Kind.CROP, equal_to=BALANCED, core=True),
-    "edit_only": Row("edit region only", settings=study(0, 0), exact=True, core=True),
+    "edit_only": Row("edit region only", settings=study(0, 0), exact=True, core=True, wide=True, entrance=True),
     "random": Row("edit + random", settings=study(DETAIL, 0), random=True, exact=True),
     "high": Row("edit + high", settings=study(DETAIL, 0), exact=True),
     "low": Row("edit + low", settings=study(0, FACTOR), context="low", options=NO_LOG_N, exact=True),
@@ -107,7 +113,14 @@ ROWS: dict[str, Row] = {
     "high_low2_log_n": Row("edit + high + low 2 a side, log n", settings=study(DETAIL, 2), context="low", exact=True),
     "high_low8_log_n": Row("edit + high + low 8 a side, log n", settings=study(DETAIL, 8), context="low", exact=True),
     **{
-        f"hilo_{name}": Row(f"HiLo {name} (context low)", settings=settings, context="low", core=True, node=True)
+        f"hilo_{name}": Row(
+            f"HiLo {name} (context low)",
+            settings=settings,
+            context="low",
+            core=True,
+            node=True,
+            wide=name in ("balanced", "paper"),
+        )
         for name, settings in PRESETS.items()
     },
     "cache_first": Row("edit + K/V cached at the first step", **cached("cache", refresh=0)),
@@ -116,6 +129,18 @@ ROWS: dict[str, Row] = {
     "pooled_4": Row("edit + K/V pooled 2x2, every 4 steps", **cached("pooled cache", refresh=4)),
     "rolling_10": Row("edit + rolling 10 %", **cached("rolling", share=0.1)),
     "rolling_20": Row("edit + rolling 20 %", **cached("rolling", share=0.2)),
+    "cache_ends": Row(
+        "edit + K/V cached, first and last step dense", **cached("cache", refresh=0, schedule=ENDS), wide=True
+    ),
+    "cache_4_linear": Row("edit + K/V every 4 steps, forecast", **cached("cache", refresh=4, forecast="linear")),
+    **{
+        f"rolling_{share * 100:.0f}_ends": Row(
+            f"edit + rolling {share:.0%}, forecast, last step dense",
+            **cached("rolling", share=share, forecast="linear", schedule=ENDS),
+            wide=share < 0.2,
+        )
+        for share in (0.05, 0.1, 0.2)
+    },
     "rolling_20_cold": Row("edit + rolling 20 %, cold", **cached("rolling", share=0.2, warm=False)),
     **{
         f"context_{name.replace(' ', '_')}": Row(f"HiLo balanced, context {name}", context=name, core=True, node=True)
@@ -139,12 +164,12 @@ ROWS: dict[str, Row] = {
 }
 
 
-def chosen(names: list[str] | None, core_only: bool = False) -> dict[str, Row]:
+def chosen(names: list[str] | None, only: str = "") -> dict[str, Row]:
     """Some rows in the table's order, with those that they are compared with or take their cost from.
 
     Args:
         names: keys of `ROWS`; none means all.
-        core_only: leave out rows that are not `core`.
+        only: leave out rows without this mark: `core`, `wide`, `entrance`.
 
     Raises:
         ValueError: an unknown row.
@@ -153,8 +178,8 @@ def chosen(names: list[str] | None, core_only: bool = False) -> dict[str, Row]:
     if unknown:
         raise ValueError(f"--rows names {', '.join(unknown)}; choose from {', '.join(ROWS)}")
     wanted = set(names or ROWS) | {"dense"}
-    if core_only:
-        wanted = {name for name in wanted if ROWS[name].core}
+    if only:
+        wanted = {name for name in wanted if getattr(ROWS[name], only)}
     wanted |= {ROWS[name].equal_to for name in wanted} - {""}
     return {name: row for name, row in ROWS.items() if name in wanted}
 

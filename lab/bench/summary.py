@@ -29,8 +29,8 @@ def summarise(results: Results, environment: dict[str, Any]) -> dict[str, Any]:
     return {
         "environment": environment,
         "rule": RULE,
-        "rows": table_rows(results),
-        "entrance": entrance(results),
+        "rows": table_rows([result for result in results if not result["entrance"]]),
+        "entrance": entrance([result for result in results if result["entrance"]]),
         "pictures": results,
     }
 
@@ -68,14 +68,10 @@ def table_rows(results: Results) -> list[dict[str, Any]]:
 
 
 def entrance(results: Results) -> list[dict[str, Any]]:
-    """For each kind of picture whether the model is fit to judge with, at the smallest size and fewest steps."""
-    if not results:
-        return []
-    first = min((result["size"], result["steps"]) for result in results)
+    """For each kind of picture whether the model is fit to judge with."""
     found: dict[str, dict[str, Results]] = defaultdict(lambda: defaultdict(list))
     for result in results:
-        if (result["size"], result["steps"]) == first and result["group"] == ENTRANCE_GROUP:
-            found[result["kind"]][result["row"]].append(result)
+        found[result["kind"]][result["row"]].append(result)
     lines = []
     for kind, rows in found.items():
         if not {"dense", "telea", "edit_only"} <= rows.keys():

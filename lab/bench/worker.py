@@ -28,13 +28,15 @@ class Part:
         size: side in pixels.
         steps: of the sampler.
         every: uses one case in so many.
-        core: runs the core rows alone.
+        only: runs the rows with this mark alone, see `rows.chosen`.
+        entrance: it tests the model and not the rows.
     """
 
     size: int
     steps: int
     every: int = 1
-    core: bool = False
+    only: str = ""
+    entrance: bool = False
 
 
 Job = tuple[Part, Case]
@@ -62,10 +64,10 @@ class Worker:
         if time.time() > self.args.deadline:
             return None
         part, case = job
-        rows = chosen(self.args.rows, part.core)
+        rows = chosen(None if part.entrance else self.args.rows, part.only)
         if self.args.host:
             rows = {name: row for name, row in rows.items() if row.node}
-        return run_case(self.runner, rows, case, part.steps)
+        return [{**result, "entrance": part.entrance} for result in run_case(self.runner, rows, case, part.steps)]
 
 
 def make_runner(args: argparse.Namespace) -> Runner:

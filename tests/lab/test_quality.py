@@ -297,7 +297,8 @@ def test_a_whole_run(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert {row["row"] for row in content["rows"]} == {"dense", *names}
     assert {row["group"] for row in content["rows"]} == set(GROUPS)
     assert all(row["pictures"] == 2 and row["passed"] is None for row in content["rows"])
-    assert len(content["pictures"]) == 2 * 3 * 5
+    assert len(content["pictures"]) == 2 * 3 * 5 + 10 * 3
+    assert {line["kind"] for line in content["entrance"]} == set(KINDS)
     dense = next(row for row in content["rows"] if row["row"] == "dense")
     assert dense["delta_psnr"] == 0 and dense["flops_share"] == 1 and dense["dense_psnr_mask"] == metrics.CEILING
     assert set(content["environment"]["weights"]) == {"hilo_lab_fill.safetensors", "hilo_lab_vae.safetensors"}
