@@ -73,16 +73,17 @@ def plot(ratios: dict[str, Tensor], path: Path) -> None:
     """Ratios (layers, timesteps) as maps, a panel each."""
     figure, axes = plt.subplots(1, len(ratios), figsize=(4.2 * len(ratios), 3.6), squeeze=False, layout="constrained")
     for axis, (title, table) in zip(axes.flat, ratios.items(), strict=True):
-        image = axis.imshow(table, vmin=0, vmax=1, cmap="viridis", aspect="auto", origin="lower")
+        axis.imshow(table, vmin=0, vmax=1, cmap="viridis", aspect="auto", origin="lower")
         axis.set(title=title, xlabel="timestep, noise to picture", ylabel="layer")
-    figure.colorbar(image, ax=axes, label="part of the tokens that passes by")
+    scale = plt.cm.ScalarMappable(plt.Normalize(0, 1), "viridis")
+    figure.colorbar(scale, ax=axes, label="part of the tokens that passes by")
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Measure and write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", type=int, default=4)
     parser.add_argument("--size", type=int, default=256, help="pixels a side")
     parser.add_argument("--steps", type=int, default=8)

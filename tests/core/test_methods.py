@@ -118,8 +118,9 @@ def test_equal_keys_pooled_with_log_n_change_nothing(dim: int) -> None:
     q = torch.randn(1, 85, 8)
     text, blocks, more = torch.randn(2, 1, 3, 8), torch.randn(2, 1, len(pool.count), 8), torch.randn(2, 1, 2, 8)
     k, v = torch.cat([text, blocks[:, :, pool.group], more], 2)
-    shown = [one[:, None] if dim == 2 else one for one in (q, k, v)]
-    fewer_k, fewer_v, mask = run.attend(run.forward(0, ()), AttentionCall(0, *shown, None, 3, dim))
+    shown_q, shown_k, shown_v = (one[:, None] if dim == 2 else one for one in (q, k, v))
+    attention = AttentionCall(0, shown_q, shown_k, shown_v, None, 3, dim)
+    fewer_k, fewer_v, mask = run.attend(run.forward(0, ()), attention)
     assert fewer_k.shape[dim] == 5 + len(pool.count) < 85 and mask is not None
     attend = torch.nn.functional.scaled_dot_product_attention
     squeeze = (lambda one: one[:, 0]) if dim == 2 else (lambda one: one)
