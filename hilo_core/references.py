@@ -14,8 +14,11 @@ from dataclasses import dataclass, field
 import torch
 
 from .canvas import Canvas, to_tokens
-from .contexts import Context, Forward
+from .contexts import AttentionCall, Context, Forward
+from .contexts.base import KeysValuesMask
 from .contexts.cache import append
+from .contexts.kvcache import Layers
+from .contexts.memory import Memory
 from .families.base import Reference
 
 # Largest difference between a reference and the source on the tokens that are left out, relative to the source's
@@ -33,6 +36,7 @@ class References:
         canvas: the tokens of a reference that are computed.
         context: how what is left out stays visible.
         pack: a clean latent ``(n * B, C, h, w)`` laid out on ``canvas``.
+        memory: where kept keys and values live, shared with the context's.
         found: for each conditioning and turn what stands in for the reference, ``None`` for another picture.
         layers: for each conditioning and attention call, keys and values of what is left out.
         packed: a reference has been packed.
@@ -43,19 +47,15 @@ class References:
     canvas: Canvas
     context: Context
     pack: Callable[[torch.Tensor], torch.Tensor]
+    memory: Memory = field(default_factory=Memory)
     found: dict[Hashable, Reference | None] = field(default_factory=dict)
-    layers: dict[Hashable, dict[int, tuple[torch.Tensor, torch.Tensor]]] = field(default_factory=dict)
+    layers: dict[Hashable, Layers] = field(default_factory=dict)
     packed: bool = False
 
     def __post_init__(self) -> None:
         dropped = torch.ones(self.canvas.grid_rows * self.canvas.grid_cols, dtype=torch.bool)
         dropped[self.canvas.index] = False
         self.dropped = torch.nonzero(dropped).flatten()
-
-    @property
-    def bytes(self) -> int:
-        """Memory of the keys and values that are kept."""
-        return sum(rows.nbytes for layers in self.layers.values() for pair in layers.values() for rows in pair)
 
     def begin(self, latents: Iterable[torch.Tensor], forward: Forward) -> ReferenceCall | None:
         """The references in one model call; ``None`` when all of them stay whole.
@@ -104,7 +104,7 @@ class ReferenceCall:
     conds: Hashable
     stand_ins: tuple[Reference | None, ...]
     whole: bool
-    layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+    layers: Layers = field(default_factory=dict)
 
     @property
     def references(self) -> tuple[Reference | None, ...]:
@@ -118,27 +118,38 @@ class ReferenceCall:
                 mask = self.run.context.mask(mask, q, keys, start, reference.canvas)
         return mask
 
-    def keep(self, layer: int, k: torch.Tensor, v: torch.Tensor, starts: list[int], dim: int) -> None:
+    def keep(self, call: AttentionCall, starts: list[int]) -> None:
         """Keep keys and values of what is left out, in a call where the references are whole.
 
         Args:
-            layer: index of the attention call in the forward.
-            k, v: as the model made them.
-            starts: where each reference begins among them.
-            dim: which dimension counts tokens.
+            call: as the model made it.
+            starts: where each reference begins among its keys.
         """
         if not self.whole or not starts:
             return
         shown = [start for reference, start in zip(self.stand_ins, starts, strict=False) if reference is not None]
-        index = torch.cat([self.run.dropped + start for start in shown]).to(k.device)
-        self.layers[layer] = (k.index_select(dim, index), v.index_select(dim, index))
+        index = torch.cat([self.run.dropped + start for start in shown]).to(call.k.device)
+        k, v = (rows.index_select(call.dim, index) for rows in (call.k, call.v))
+        pair = self.run.layers.get(self.conds, {}).get(call.layer)
+        if pair is not None and pair[0].shape == k.shape:  # its memory is written over
+            pair[0].write(None, k)
+            pair[1].write(None, v)
+        else:
+            hold, head_dim = self.run.memory.hold, call.head_dim
+            pair = hold(k, call.dim, head_dim), hold(v, call.dim, head_dim)
+        self.layers[call.layer] = pair
 
     def recall(
-        self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, dim: int
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """Keys, values and mask of an attention call with what was kept for it at their end."""
-        kept = None if self.whole else self.run.layers.get(self.conds, {}).get(layer)
-        return (k, v, mask) if kept is None else append(q, k, v, mask, *kept, dim)
+        self, call: AttentionCall, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None
+    ) -> KeysValuesMask:
+        """Keys, values and mask of an attention call, as the context leaves them, with what was kept at their end."""
+        layers = {} if self.whole else self.run.layers.get(self.conds, {})
+        if call.layer not in layers:
+            return k, v, mask
+        for held in layers.get(call.layer + 1, ()):
+            held.coming()
+        kept_k, kept_v = (held.read() for held in layers[call.layer])
+        return append(call.q, k, v, mask, kept_k, kept_v, call.dim)
 
 
 def is_same_picture(latent: torch.Tensor, source: torch.Tensor, dropped: torch.Tensor, patch: int) -> bool:

@@ -79,6 +79,8 @@ class Run:
         self._edit = self.plan.edit.to(self.source.device)
         self._low_of: tuple[Canvas, torch.Tensor, torch.Tensor] | None = None
         self.references = References(self.source, self.plan.grid.patch, self.canvas, self.context, self.pack_clean)
+        if isinstance(self.state, CachingRun):
+            self.references.memory = self.state.memory
 
     @property
     def canvas(self) -> Canvas:
@@ -201,7 +203,7 @@ class Run:
             "compressed_calls": self.calls,
             "dense_calls": self.dense_calls,
             "context": self.context.name,
-            "cache_bytes": self.state.cache_bytes + self.references.bytes,
+            "cache_bytes": self.state.cache_bytes,
             "cache_place": self.state.cache_place,
             "reused_calls": self.state.reused_calls,
             "dense_seconds": self.stopwatch.median("dense"),

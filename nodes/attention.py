@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -45,15 +46,15 @@ def override(
         fewer, cut = (0, None) if blocks is None else (blocks.fewer, blocks.cut)
         start = family.canvas_start(model, sequence, keys + fewer)
         mask = args[0] if args else kwargs.get("mask")
-        shown = mask
+        shown, call = mask, AttentionCall(layer, q, k, v, mask, start or 0, dim, heads)
         if references is not None:
             starts = family.reference_starts(model, sequence, keys)
-            references.keep(layer, k, v, starts, dim)
+            references.keep(call, starts)
             shown = references.weigh(shown, q, keys, starts)
         if start is not None and start >= 0:
-            k, v, shown = run.work.attend(forward, AttentionCall(layer, q, k, v, shown, start, dim, heads), cut)
+            k, v, shown = run.work.attend(forward, replace(call, mask=shown), cut)
         if references is not None:
-            k, v, shown = references.recall(layer, q, k, v, shown, dim)
+            k, v, shown = references.recall(call, k, v, shown)
         sequence.calls += 1
         if shown is not mask:
             args, kwargs = ((shown, *args[1:]), kwargs) if args else ((), {**kwargs, "mask": shown})
