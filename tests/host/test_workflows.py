@@ -207,7 +207,8 @@ def test_help_and_translations_are_served(server: Server) -> None:
             assert list(translated["outputs"]) == [str(slot) for slot in range(len(info["output"]))]
             entries = [*translated["inputs"].values(), *translated["outputs"].values()]
             assert all(entry["name"] and entry["tooltip"] for entry in entries)
-        tooltips = {name: spec[1]["tooltip"] for group in info["input"].values() for name, spec in group.items()}
+        shown = [info["input"].get(group, {}) for group in ("required", "optional")]  # and not those that are hidden
+        tooltips = {name: spec[1]["tooltip"] for group in shown for name, spec in group.items()}
         assert english["display_name"] == info["display_name"] and english["description"] == info["description"]
         assert {name: entry["tooltip"] for name, entry in english["inputs"].items()} == tooltips
         assert [entry["tooltip"] for entry in english["outputs"].values()] == info["output_tooltips"]
