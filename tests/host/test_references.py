@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from types import ModuleType
 from typing import Any
+from unittest.mock import patch as _patch
 
 import comfy.sample
 import comfy.samplers
@@ -204,3 +205,32 @@ def test_a_fresh_cache_holds_the_reference_too(
         assert (answer - dense).abs().max() <= 2e-5 * dense.abs().max()
     joint = {queries for queries, keys in calls if keys >= 2 * 96}
     assert max(joint) - min(joint) >= 64, "the reference was computed whole: the test proves nothing"
+
+
+def test_what_is_kept_of_a_reference_obeys_the_memory_widgets(pack: ModuleType) -> None:
+    """Beyond the limit it goes to the CPU's memory, which changes nothing; in 8 bit it is rounded."""
+    job = edit_job(pack, "flux_kontext")
+    run = import_module(f"{pack.__name__}.hilo_core.run").Run
+    whole, packed = ({"context": "cache", "references": one} for one in ("whole", "compress"))
+    kept: list[int] = []
+
+    def hilo(**widgets: Any) -> torch.Tensor:
+        with _patch.object(run, "summary", lambda self: kept.append(self.facts()["cache_bytes"]) or ""):
+            return job.hilo(widgets, steps=3)
+
+    hilo(**whole)
+    result = hilo(**packed)
+    assert kept[1] == 2 * kept[0], "as much for the reference as for the picture"
+    assert torch.equal(hilo(**packed, memory_limit=1e-5), result) and kept[2] == kept[1]
+    rounded = hilo(**packed, cache_place="8 bit")
+    assert kept[3] < 0.5 * kept[1] and 1e-6 < job.change_inside(rounded, result) < 0.05
+
+
+def test_uxo_lays_references_beside_the_picture(pack: ModuleType) -> None:
+    """Beyond its true size: what follows a packed reference is placed by the size it really has."""
+    other = tiny.build("flux_kontext").latent(96, 128, seed=8)
+    job = edit_job(pack, "flux_kontext", other, reference_latents_method="uxo")
+    with count_attention_tokens() as calls:
+        result = job.hilo()
+    assert longest(calls)[0] == 2 * job.on_grid().tokens + text_tokens("flux_kontext") + 48
+    assert job.error_outside(result) <= 1e-6
