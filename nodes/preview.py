@@ -9,6 +9,7 @@ import base64
 import inspect
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +49,12 @@ def find_file(name: Any) -> File:
     folder = Path(base or folder_paths.get_input_directory()).resolve()
     try:
         path = (folder / inner).resolve()
-        inside = path.is_relative_to(folder) and path.is_file()
-    except (OSError, ValueError):  # a name too long for the system, or with a null byte
-        inside = False
-    if not inside:
-        raise ValueError(f"there is no picture {name[:80]!r} in ComfyUI's {folder.name} folder; choose it again")
+        if not (path.is_relative_to(folder) and path.is_file()):
+            raise OSError
+    except (OSError, ValueError) as error:  # also a name too long for the system, or with a null byte
+        raise ValueError(
+            f"there is no picture {name[:80]!r} in ComfyUI's {folder.name} folder; choose it again"
+        ) from error
     try:
         with Image.open(path) as picture:  # reads the header only
             pixels = picture.width * picture.height * getattr(picture, "n_frames", 1)
@@ -127,8 +129,7 @@ def thumbnail(image: Any) -> str:
 @lru_cache(maxsize=2)
 def _picture(file: File) -> tuple[torch.Tensor, torch.Tensor, str]:
     """Picture ``(B, H, W, 3)`` and mask ``(B, h, w)`` as Load Image gives them, and a thumbnail."""
-    import nodes as host_nodes  # the host's, which may still be loading when this module is imported
-
+    host_nodes = import_module("nodes")  # the host's, which may still be loading when this module is imported
     image, mask = host_nodes.LoadImage().load_image(file.name)
     image, mask = (part.to("cpu", torch.float32) for part in (image[..., :3], mask))
     small = (image[0].clamp(0, 1) * 255).to(torch.uint8).numpy()
