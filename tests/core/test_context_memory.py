@@ -93,7 +93,7 @@ def test_the_limit_is_kept_whatever_was_foretold(place: str) -> None:
 
 @pytest.mark.parametrize("context", KEPT_CONTEXTS)
 def test_a_run_says_what_it_keeps_and_stays_in_its_limit(context: str) -> None:
-    settings = KEPT_CONTEXTS[context]
+    settings = {"forecast": "hold", **KEPT_CONTEXTS[context]}
     free = attention(make_context(context, **settings))
     assert free.run.cache_bytes == 0 and free.run.cache_place == ""
     free.call(0, 0.9)
@@ -109,7 +109,7 @@ def test_a_run_says_what_it_keeps_and_stays_in_its_limit(context: str) -> None:
 
 
 def test_a_dense_step_writes_over_the_last_one() -> None:
-    model = attention(make_context("cache", refresh=2))
+    model = attention(make_context("cache", refresh=2, forecast="hold"))
     held = []
     for step, sigma in enumerate((0.9, 0.8, 0.7, 0.6)):
         model.call(step, sigma)
@@ -132,7 +132,7 @@ def test_the_size_is_said_before_the_run() -> None:
     model = Expected(layers=57, width=3072, bytes=2, batch=1, free=10**11)
 
     def said(free: int = 10**11, context: str = "cache", **settings: Any) -> str:
-        run = make_context(context, **settings).start(plan())
+        run = make_context(context, **({"forecast": "hold"} | settings)).start(plan())
         assert isinstance(run, CachingRun)
         run.dropped = torch.arange(2848)  # type: ignore[attr-defined]
         return run.expect(replace(model, free=free))
@@ -149,7 +149,7 @@ def test_the_size_is_said_before_the_run() -> None:
 
 @pytest.mark.parametrize("context", KEPT_CONTEXTS)
 def test_what_is_said_is_what_is_kept(context: str) -> None:
-    model = attention(make_context(context, **KEPT_CONTEXTS[context]))
+    model = attention(make_context(context, forecast="hold", **KEPT_CONTEXTS[context]))
     said = model.run.expect(Expected(LAYERS, HEADS * WIDTH, 4 * 10**6, batch=2, free=10**12))
     model.call(0, 0.9)
     assert f"about {model.run.cache_bytes * 10**6 / GB:.2f} GB" in said
