@@ -35,7 +35,7 @@ class CachingContext(Context):
         cache_place: see ``memory.PLACES``.
         memory_limit: gigabytes (1e9 bytes) of device memory for the cache, 0 for no limit; what lies beyond goes to
             CPU memory.
-        forecast: ``hold`` keys and values as captured, or carry them on in the noise level (``linear``, 5 to 12 dB
+        forecast: ``hold`` keys and values as captured, or carry them on in the noise level (``linear``, 4 to 10 dB
             nearer to dense on the lab's model, twice the memory), see ``kvcache.KVCache``.
     """
 
