@@ -13,10 +13,9 @@ from .model_patches import why_unpacked
 # Step caches that may answer in the model's place: a call that fills the context's cache must compute.
 STEP_CACHES = ("easycache",)
 
-# Conditionings whose tokens are placed, or joined to the picture's, by the size of the whole picture: HiDream-E1,
-# HunyuanVideo, Wan Fun, Bernini, and frames of a video.
+# Conditionings whose tokens are placed, or joined to the picture's, by the size of the whole picture: HunyuanVideo, Wan
+# Fun, Bernini, and frames of a video.
 WHOLE_PICTURE_INPUTS = (
-    "image_cond",
     "ref_latent",
     "reference_latent",
     "context_latents",
@@ -43,6 +42,9 @@ def why_dense(
     for name in WHOLE_PICTURE_INPUTS:
         if kwargs.get(name) is not None:
             return f"a conditioning ({name}) is tied to the size of the whole picture"
+    source = kwargs.get("image_cond")
+    if source is not None and (source.shape[-2:] != x.shape[-2:] or x.shape[-1] % run.plan.grid.patch):
+        return "HiDream-E1's source picture does not join the picture at a whole token"
     return None
 
 

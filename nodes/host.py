@@ -141,8 +141,8 @@ class HiLoPatch:
             return base.scale_latent_inpaint(x=clean, sigma=sigma, noise=noise, latent_image=clean, denoise_mask=mask)
 
         forward = run.forward(float(t.max()), name(run, options, control, c_concat, c_crossattn, kwargs))
-        latents = kwargs.get("ref_latents") or ()
-        sequence = Sequence(forward.canvas, run.spans, references=(None,) * len(latents))
+        latents, kwargs = self.family.take_references(kwargs)
+        sequence = Sequence(forward.canvas, run.spans, references=(None,) * len(latents), latents=tuple(latents))
         references = None
         if self.references and self.family.refers and not self.method.whole:
             references = run.references.begin(latents, forward)

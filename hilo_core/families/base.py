@@ -54,6 +54,7 @@ class Sequence:
         lead: attention calls before the canvas is in every one of them, for families that find out while they run.
         references: for each reference latent that the model is given what stands in for it, ``None`` where it stays
             whole.
+        latents: those reference latents, for families that append them themselves.
         reference_tokens: tokens of each reference that the model has cut so far.
     """
 
@@ -66,6 +67,7 @@ class Sequence:
     placed: bool = False
     lead: int | None = None
     references: tuple[Reference | None, ...] = ()
+    latents: tuple[torch.Tensor, ...] = ()
     reference_tokens: list[int] = field(default_factory=list)
 
     def reference(self, turn: int) -> Reference | None:
@@ -115,6 +117,10 @@ class Family:
             keys: number of keys of the call.
         """
         return sequence.start if keys == sequence.length else None
+
+    def take_references(self, conds: dict[str, Any]) -> tuple[list[torch.Tensor], dict[str, Any]]:
+        """The reference latents among a model call's conditionings, and the conditionings that the model is to get."""
+        return list(conds.get("ref_latents") or ()), conds
 
     def reference_starts(self, model: Any, sequence: Sequence, keys: int) -> list[int]:
         """Where each reference begins among the keys of the running attention call; empty when they are not in there.

@@ -85,7 +85,7 @@ def test_contexts_that_need_the_attention(name: str, pack: ModuleType, caplog: p
     assert len([record for record in caplog.records if "weigh as one token each" in record.message]) == 1
 
 
-WHOLE_PICTURE = {"hidream_i1": "concat_latent_image", "hunyuan_video": "ref_latent", "wan21": "reference_latents"}
+WHOLE_PICTURE = {"hunyuan_video": "ref_latent", "wan21": "reference_latents"}
 
 
 @pytest.mark.parametrize("name", [name for name in WHOLE_PICTURE if name in tiny.families()])

@@ -234,3 +234,58 @@ def test_uxo_lays_references_beside_the_picture(pack: ModuleType) -> None:
         result = job.hilo()
     assert longest(calls)[0] == 2 * job.on_grid().tokens + text_tokens("flux_kontext") + 48
     assert job.error_outside(result) <= 1e-6
+
+
+HIDREAM = pytest.mark.skipif("hidream_i1" not in tiny.families(), reason="this ComfyUI has no HiDream")
+
+
+def hidream_job(pack: ModuleType, mirrored: bool = False, height: int = 192, width: int = 128) -> Job:
+    """HiDream-E1 gets its source picture joined to the right."""
+    job = Job(pack, "hidream_i1", height=height, width=width, box=(64, 96, 64, 112))
+    extra = {"concat_latent_image": job.latent.flip(-1) if mirrored else job.latent}
+    for part in ("positive", "negative"):
+        setattr(job, part, [[text, {**other, **extra}] for text, other in getattr(job, part)])
+    return job
+
+
+@HIDREAM
+@pytest.mark.parametrize("mirrored", [False, True], ids=["the source", "another picture"])
+@pytest.mark.parametrize("cfg", [1.0, 3.0])
+def test_the_source_of_hidream_e1(cfg: float, mirrored: bool, pack: ModuleType) -> None:
+    """Dense it gives what the untouched model gives, and so does a compressed call on a fresh cache, with fewer
+    tokens of the picture, and of its source where that is the picture."""
+    job = hidream_job(pack, mirrored)
+    answers: list[torch.Tensor] = []
+
+    def ask(denoiser: Any, x: torch.Tensor, sigmas: torch.Tensor, extra_args: Any, **_: Any) -> torch.Tensor:
+        answers.extend(denoiser(x, sigmas[0].expand(x.shape[0]), **extra_args) for _ in range(2))
+        return answers[-1]
+
+    def run(patcher: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        answers.clear()
+        comfy.sample.sample_custom(
+            patcher, comfy.sample.prepare_noise(job.latent, 0), cfg, comfy.samplers.KSAMPLER(ask),
+            torch.tensor([SIGMA, 0.3, 0.0]), job.positive, job.negative, job.latent, disable_pbar=True, seed=0,
+        )  # fmt: skip
+        first, second = answers
+        return first, second
+
+    untouched, _ = run(job.model.patcher)
+    with count_attention_tokens() as calls:
+        dense, compressed = run(job.patched(context="cache", refresh=0))
+    scale = untouched.abs().max()
+    edited = job.edited()
+    assert (dense - untouched)[..., edited].abs().max() <= 1e-5 * scale
+    assert (compressed - dense).abs().max() <= 2e-5 * scale
+    tokens, text = job.on_grid(low=False).tokens, tiny.joint_extra("hidream_i1", TEXT)
+    assert max(queries for queries, _ in calls) == 2 * 96 + text
+    assert min(queries for queries, _ in calls) == tokens + (96 if mirrored else tokens) + text
+
+
+@HIDREAM
+def test_the_source_of_hidream_e1_with_low_tokens(pack: ModuleType) -> None:
+    job = hidream_job(pack)
+    with count_attention_tokens() as calls:
+        result = job.hilo()
+    assert set(calls) == {(2 * job.on_grid().tokens + tiny.joint_extra("hidream_i1", TEXT),) * 2}
+    assert job.error_outside(result) <= 1e-6 and result.isfinite().all()
