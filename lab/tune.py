@@ -147,7 +147,7 @@ class TuneDiffCR(nn.Module):
         rows, text = arguments["hidden_states"], arguments["encoder_hidden_states"].shape[1]
         layers = Layer(index, len(self.bias), rows)
         score = Routers(self.weight, self.bias, self.ratio).scores(layers)
-        kept = entering(score.detach().mean(0), edit, ratio)
+        kept = entering(score.detach().mean(0), edit, round(ratio * int((~edit).sum())))
         before = rows[:, kept]
         angles = tuple(part[torch.cat([torch.arange(text), text + kept])] for part in arguments["image_rotary_emb"])
         words, out = block(**{**arguments, "hidden_states": before, "image_rotary_emb": angles})

@@ -83,8 +83,8 @@ class Blocks:
         for name, dims in (("pe", (1, 2)), ("attn_mask", (-2, -1))):
             rows = args.get(name)
             if isinstance(rows, torch.Tensor):
-                before, after = torch.arange(start), torch.arange(start + tokens, length)
-                index = torch.cat([before, start + cut.index.cpu(), after]).to(rows.device)
+                sequence = torch.arange(length, device=rows.device)
+                index = torch.cat([sequence[:start], start + cut.index, sequence[start + tokens :]])
                 for dim in dims:
                     rows = rows.index_select(dim, index) if rows.shape[dim] == length else rows
                 changed[name] = rows

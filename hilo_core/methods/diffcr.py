@@ -148,15 +148,14 @@ class DiffCR(Whole):
         return DiffCRRun(self, plan, context, steps)
 
 
-def entering(score: torch.Tensor, edit: torch.Tensor, ratio: float) -> torch.Tensor:
+def entering(score: torch.Tensor, edit: torch.Tensor, fewer: int) -> torch.Tensor:
     """Which tokens enter a layer, ``(M,)`` long in raster order: the edit region, and the best of the rest.
 
     Args:
         score: ``(N,)``.
         edit: ``(N,)`` bool.
-        ratio: part of the tokens outside the edit region that passes by.
+        fewer: how many pass by, of those outside the edit region.
     """
-    fewer = round(min(ratio, MOST) * int((~edit).sum()))
     return score.masked_fill(edit, torch.inf).topk(len(score) - fewer).indices.sort().values
 
 
@@ -167,17 +166,20 @@ class DiffCRRun(WholeRun):
 
     def __init__(self, method: DiffCR, plan: GridPlan, context: ContextRun, steps: int) -> None:
         super().__init__(method, plan, context, steps)
+        self.edit, self.outside = plan.edit, int((~plan.edit).sum())
         self.changed: dict[tuple[Hashable, int], torch.Tensor] = {}
 
     def cut(self, forward: Forward, layer: Layer) -> Cut | None:
         count, device = layer.rows.shape[1], layer.rows.device
+        if self.edit.device != device:
+            self.edit = self.edit.to(device)
         routers = self.method.routers
         trained = routers.scores(layer) if routers is not None else None
         score = self.changed.get((forward.conds, layer.index)) if trained is None else trained.mean(0)
         index = torch.arange(count, device=device)
         if score is not None:
             ratio = self.method.at(layer.index / max(1, layer.count - 1), self.progress)
-            index = entering(score, self.plan.edit.to(device), ratio)
+            index = entering(score, self.edit, round(min(ratio, MOST) * self.outside))
         return Bypass(index, None, None if trained is None else trained[:, index, None])
 
     def computed(self, forward: Forward, layer: Layer, out: torch.Tensor, cut: Cut | None) -> None:

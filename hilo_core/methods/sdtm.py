@@ -95,6 +95,7 @@ class SDTMRun(WholeRun):
 
     def __init__(self, method: SDTM, plan: GridPlan, context: ContextRun, steps: int) -> None:
         super().__init__(method, plan, context, steps)
+        self.outside = int((~plan.edit).sum())
         self.windows = free_windows(plan)
         rank = torch.empty(plan.grid.count)
         rank[plan.order] = torch.linspace(0, 1, plan.grid.count)
@@ -106,10 +107,11 @@ class SDTMRun(WholeRun):
         return self.progress < self.method.switch
 
     def cut(self, forward: Forward, layer: Layer) -> Cut | None:
-        outside = int((~self.plan.edit).sum())
-        fewer = round(self.method.at(self.progress) * outside)
+        if self.windows.device != layer.rows.device:
+            self.windows, self.flatness = self.windows.to(layer.rows.device), self.flatness.to(layer.rows.device)
+        fewer = round(self.method.at(self.progress) * self.outside)
         merge = merge_windows if self.structure else merge_tokens
-        return merge(layer.rows, self.windows.to(layer.rows.device), fewer, self.flatness.to(layer.rows.device))
+        return merge(layer.rows, self.windows, fewer, self.flatness)
 
     def attend(self, forward: Forward, call: AttentionCall, cut: Cut | None = None) -> KeysValuesMask:
         method, keys = self.method, call.k.shape[call.dim]
@@ -184,11 +186,12 @@ def merge_tokens(rows: torch.Tensor, windows: torch.Tensor, fewer: int, flatness
 def merged(count: int, source: torch.Tensor, target: torch.Tensor) -> Merge:
     """The merge of tokens ``source (S,)`` into tokens ``target (S,)``, of ``count`` tokens in all; targets are no
     sources."""
+    left = count - len(source)  # known here, so that a GPU need not be waited for
     leader = torch.arange(count, device=source.device)
     leader[source] = target
-    kept = torch.ones(count, dtype=torch.bool, device=source.device)
-    kept[source] = False
-    row = kept.cumsum(0) - 1
-    group = row[leader]
-    members = torch.bincount(group)
-    return Merge(torch.nonzero(kept).flatten(), members.float().log(), group, members)
+    gone = torch.zeros(count, dtype=torch.long, device=source.device)
+    gone[source] = 1
+    kept = gone.argsort(stable=True)[:left]
+    group = ((1 - gone).cumsum(0) - 1)[leader]
+    members = torch.zeros(left, dtype=torch.long, device=source.device).index_add_(0, group, torch.ones_like(leader))
+    return Merge(kept, members.float().log(), group, members)
