@@ -88,8 +88,10 @@ def test_the_server_has_the_pack(server: Server) -> None:
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
-def test_every_workflow_fits_the_server(server: Server, path: Path) -> None:
+def test_every_workflow_fits_the_server(server: Server, host: Host, path: Path) -> None:
     """No red node, no value without its widget, and nothing for the server to complain about but missing files."""
+    if path.stem.startswith("flux2") and host.version < (0, 8):
+        pytest.skip("this ComfyUI does not know Flux.2")
     prompt = to_api(json.loads(path.read_text(encoding="utf-8")), server.object_info())
     assert any(entry["class_type"] == "HiLoPatchModel" for entry in prompt.values())
     missing = set()

@@ -22,6 +22,7 @@ FOLDER = ROOT / "workflows"
 FILES = {path.stem: path for path in sorted(FOLDER.glob("*.json"))}
 INPAINT = {"flux_fill_inpaint", "qwen_image_inpaint", "sd35_inpaint", "z_image_inpaint", "lab_fill_demo"}
 EDIT = {"flux_kontext_edit", "flux2_klein_edit", "qwen_image_edit"}
+SINCE = {"flux2_klein_edit": (0, 8)}  # the first ComfyUI that knows the model's text encoder
 EXPECTED = INPAINT | EDIT | {"flux_fill_outpaint", "flux_fill_batch"}
 TITLE_PX = 30  # a node's title bar lies above its position
 
@@ -67,8 +68,10 @@ def test_links_join_sockets_of_one_type(server: Server, name: str) -> None:
 
 
 @every_workflow
-def test_nothing_required_is_left_open(server: Server, name: str) -> None:
+def test_nothing_required_is_left_open(server: Server, host: Host, name: str) -> None:
     """The server's own validation accepts the prompt, but for models and pictures that this server does not have."""
+    if host.version < SINCE.get(name, (0,)):
+        pytest.skip("this ComfyUI does not know the model")
     prompt = to_api(load(name), server.object_info())
     for entry in prompt.values():
         if entry["class_type"] == "LoadImage":
