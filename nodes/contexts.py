@@ -60,3 +60,34 @@ def context_inputs() -> list[Any]:
             **newer(io.Boolean.Input, advanced=True),
         ),
     ]
+
+
+def schedule_inputs() -> list[Any]:
+    """Appended after ``tuned``, in this order for good."""
+    words = {"dense_first": ("beginning", "where the composition is decided"), "dense_last": ("end", "for fine detail")}
+    return [
+        *(
+            io.Int.Input(
+                name,
+                optional=True,
+                default=0,
+                min=0,
+                max=100,
+                tooltip=f"So many steps at the {place} run dense, {why}. Contexts that cache renew their keys and "
+                "values in them.",
+                **newer(io.Int.Input, advanced=True),
+            )
+            for name, (place, why) in words.items()
+        ),
+        io.Float.Input(
+            "capture",
+            optional=True,
+            default=0.1,
+            min=0.0,
+            max=1.0,
+            step=0.01,
+            tooltip="For context cache and pooled cache: the part of the steps before the first dense one. Keys and "
+            "values of almost pure noise foretell little; until then low-frequency tokens stand in.",
+            **newer(io.Float.Input, advanced=True),
+        ),
+    ]

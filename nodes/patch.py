@@ -10,7 +10,8 @@ from comfy_api.latest import io
 from ..hilo_core import CONTEXTS, Context, TokenPlan, UnsupportedModel, find_family, make_context
 from ..hilo_core.contexts.cache import GB
 from ..hilo_core.contexts.reuse import Reuse
-from .contexts import context_inputs
+from ..hilo_core.schedule import Schedule
+from .contexts import context_inputs, schedule_inputs
 from .events import announce
 from .host import HiLoPatch, encode_low_picture
 from .methods import choose_method, method_inputs, tuned_input
@@ -114,6 +115,7 @@ class HiLoPatchModel(io.ComfyNode):
                 *method_inputs(),
                 *context_inputs(),
                 tuned_input(),
+                *schedule_inputs(),
             ],
             hidden=[io.Hidden.unique_id],
             outputs=[
@@ -151,6 +153,9 @@ class HiLoPatchModel(io.ComfyNode):
         warm: bool = True,
         reuse: bool = False,
         tuned: str = "none",
+        dense_first: int = 0,
+        dense_last: int = 0,
+        capture: float = 0.1,
     ) -> io.NodeOutput:
         if start_percent > end_percent:
             raise ValueError(
@@ -189,6 +194,8 @@ class HiLoPatchModel(io.ComfyNode):
             cache_place=cache_place,
             forecast=forecast,
             warm=warm,
+            # Rolling measured better with its dense step first.
+            schedule=Schedule(dense_first, dense_last, capture=0.0 if context == "rolling" else capture),
         )
         if not way.uses_context:
             chosen = Context()

@@ -159,3 +159,24 @@ def test_it_goes_when_the_host_unloads_the_model(pack: ModuleType, monkeypatch: 
     comfy.model_management.unload_all_models()
     gc.collect()
     assert reuse.bytes == 0
+
+
+@pytest.mark.parametrize("context", ["low", "rolling"])
+def test_steps_that_run_dense_by_count(pack: ModuleType, context: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = Job(pack, FLUX)
+    _, facts = facts_of(job, job.patched(context=context, dense_first=1, dense_last=2), monkeypatch, steps=5)
+    assert (facts["dense_calls"], facts["compressed_calls"]) == (3, 2)
+    result, facts = facts_of(job, job.patched(context=context, dense_first=4), monkeypatch, steps=4)
+    assert facts["compressed_calls"] == 0 and job.error_outside(result) < 1e-5
+
+
+def test_a_cache_begins_after_the_steps_of_almost_pure_noise(pack: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = Job(pack, FLUX)
+    calls = {}
+    for context in ("cache", "rolling"):
+        _, facts = facts_of(job, job.patched(context=context, refresh=0, capture=0.5), monkeypatch, steps=4)
+        calls[context] = facts["dense_calls"], facts["tokens"]
+    assert calls["cache"][0] == calls["rolling"][0] == 1
+    with count_attention_tokens() as seen:
+        job.sample(job.patched(context="cache", refresh=0, capture=0.5), steps=1)
+    assert max(queries for queries, _ in seen) >= job.on_grid(low=False).grid.count, "one step: nothing to wait for"

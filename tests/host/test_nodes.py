@@ -35,7 +35,8 @@ PROMISED = {
             ("refresh", "INT"), ("share", "FLOAT"), ("references", "COMBO"), ("method", "COMBO"), ("ratio", "FLOAT"),
             ("stride", "INT"), ("pooling", "COMBO"), ("everywhere", "BOOLEAN"), ("prompt_weight", "FLOAT"),
             ("memory_limit", "FLOAT"), ("cache_place", "COMBO"), ("forecast", "COMBO"), ("warm", "BOOLEAN"),
-            ("reuse", "BOOLEAN"), ("tuned", "COMBO"),
+            ("reuse", "BOOLEAN"), ("tuned", "COMBO"), ("dense_first", "INT"), ("dense_last", "INT"),
+            ("capture", "FLOAT"),
         ],
         "outputs": [("patched", "MODEL")],
         "options": {
@@ -49,6 +50,7 @@ PROMISED = {
             "refresh": 4, "share": 0.2, "references": "compress", "memory_limit": 4.0,
             "cache_place": "auto", "forecast": "linear", "warm": True, "reuse": False, "method": "hilo", "ratio": 0.5,
             "stride": 2, "pooling": "mean", "everywhere": False, "prompt_weight": 1.0, "tuned": "none",
+            "dense_first": 0, "dense_last": 0, "capture": 0.1,
         },
     },
     "HiLoUnpack": {
