@@ -47,7 +47,10 @@ def wan_vae() -> Any:
     last = module.decoder.head[-1]
     with torch.no_grad():
         last.weight.mul_(6.0)
-    return comfy.sd.VAE(sd=module.state_dict())
+    try:
+        return comfy.sd.VAE(sd=module.state_dict())
+    except RuntimeError:
+        pytest.skip("this ComfyUI loads Wan's VAE at its full width only")
 
 
 def flux2_vae() -> Any:
@@ -58,6 +61,8 @@ def flux2_vae() -> Any:
     )  # fmt: skip
     params = dict(ddconfig=sizes, embed_dim=32)
     module = comfy.ldm.models.autoencoder.AutoencoderKL(**params)
+    if getattr(module, "bn", None) is None:
+        pytest.skip("this ComfyUI has no Flux.2")
     tiny.randomise(module, 0)
     module.bn.running_var.fill_(1.0)
     vae = comfy.sd.VAE(sd=module.state_dict(), config={"params": params})
@@ -149,9 +154,9 @@ def test_a_margin_is_measured_and_kept(pack: ModuleType) -> None:
     strip = vae.encode(picture(64, 352))
     narrow = decode.measure(vae, strip, 8)
     assert 1 <= narrow.margin <= 6 and not narrow.attends
-    assert decode.measure(wan_vae(), smooth((1, 16, 8, 44), 1)[:, :, None], 8).attends
     nothing = decode.measure(tiny.kl_vae(), smooth((1, 16, 8, 44), 1), 8)
     assert nothing.margin is None
+    assert decode.measure(wan_vae(), smooth((1, 16, 8, 44), 1)[:, :, None], 8).attends
 
 
 def test_an_attention_that_cannot_be_met_decodes_in_full(pack: ModuleType) -> None:
