@@ -13,7 +13,10 @@ const report = { console: [], workflows: {}, states: {} }
 
 const browser = await chromium.launch({
   executablePath: job.browser,
-  args: process.getuid?.() === 0 ? ['--no-sandbox'] : [] // Chromium's sandbox refuses to run as root
+  args: [
+    '--disable-dev-shm-usage', // shared memory is small in containers
+    ...(process.getuid?.() === 0 ? ['--no-sandbox'] : []) // Chromium's sandbox refuses to run as root
+  ]
 })
 await settings({ 'Comfy.TutorialCompleted': true }) // the welcome dialog would cover the page
 const page = await open()
