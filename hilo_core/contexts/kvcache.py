@@ -130,9 +130,9 @@ class KVCache:
         k, v = (held.read() for held in self.layers[call.layer])
         if self._weight is None or call.layer not in self._before:
             return k, v
-        weight = self._weight.to(k).view([-1 if axis == call.dim else 1 for axis in range(k.ndim)])
+        weight = self._weight.to(k)
         old_k, old_v = (held.read() for held in self._before[call.layer])
-        return torch.lerp(old_k, k, weight), torch.lerp(old_v, v, weight)
+        return _along(old_k, k, weight, call.dim), _along(old_v, v, weight, call.dim)
 
     def borrow(self, layers: Layers, step: int, sigma: float) -> None:
         """Copy all rows from somebody who captured them at a step of the same schedule."""
@@ -152,6 +152,12 @@ class KVCache:
 
     def _copies(self, pair: tuple[Held, Held]) -> tuple[Held, Held]:
         return self.memory.copy(pair[0]), self.memory.copy(pair[1])
+
+
+def _along(before: torch.Tensor, last: torch.Tensor, weight: torch.Tensor, dim: int) -> torch.Tensor:
+    """The line through two captures, at a weight ``(rows,)`` of its own for each row. Keys and values may differ in the
+    number of their dimensions (SD3)."""
+    return torch.lerp(before, last, weight.view([-1 if axis == dim else 1 for axis in range(last.ndim)]))
 
 
 def _empty(like: torch.Tensor, dim: int, count: int) -> torch.Tensor:

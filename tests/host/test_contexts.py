@@ -85,10 +85,11 @@ def test_contexts_sample_in_every_family(model: tiny.TinyModel, pack: ModuleType
     if model.name == "flux_fill":
         mask = torch.ones(1, 1, HEIGHT, WIDTH)
         conditioning = tiny.inpaint_conditioning(conditioning, latent, mask)
+    late = import_module(f"{pack.__name__}.hilo_core.schedule").Schedule(last=1, capture=0.3, budget=(1.0, 2.0))
     for context, settings in {
         "pooled cache": {"refresh": 2},
-        "rolling": {"share": 0.2, "warm": False},
-        "cache": {"refresh": 2},
+        "rolling": {"share": 0.2, "warm": False, "forecast": "linear"},
+        "cache": {"refresh": 2, "forecast": "linear", "cache_place": "8 bit", "schedule": late},
     }.items():
         patcher, plan = patched(model, pack, context, **settings)
         result = tiny.sample(patcher, conditioning, conditioning, latent, steps=4, cfg=2.0)
