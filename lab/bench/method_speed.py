@@ -45,7 +45,7 @@ class Trial:
 
 
 TRIALS: dict[str, Trial] = {
-    "flux": Trial(("todo_paper", "todo_2", "todo_4"), 2048, 1, "ToDo: 4.5x of the whole U-Net at 2048 px"),
+    "flux": Trial(("todo_paper", "todo_2", "todo_4"), 2048, 1, "ToDo: up to 4.5x at 2048 px, on a U-Net"),
     "sd35_medium": Trial(("sdtm_30", "sdtm_50", "sdtm_70"), 1024, 4, "SDTM: 1.55x on SD3 and SD3.5"),
 }
 
@@ -182,7 +182,7 @@ def write(path: Path, content: dict[str, Any]) -> None:
     ]
     rows = [
         [
-            f"{entry['model']}, {entry['blocks']} blocks",
+            f"{entry['model']}, blocks: {entry['blocks']}",
             f"{entry['device']}, {entry['dtype']}",
             entry["title"],
             str(entry["size"]),
@@ -194,10 +194,11 @@ def write(path: Path, content: dict[str, Any]) -> None:
             f"{entry['dense_seconds']:.2f}",
             f"{entry['seconds']:.2f}",
             f"{entry['dense_seconds'] / entry['seconds']:.2f}",
+            str(entry["rounds"]),
             entry["paper"],
         ]
         for entry in content["entries"]
     ]
     header = ["model", "on", "method", "px", "mask", "pairs", "attention s, dense", "method", "speedup",
-              "call s, dense", "method", "speedup", "the paper"]  # fmt: skip
+              "call s, dense", "method", "speedup", "rounds", "the paper"]  # fmt: skip
     path.write_text("\n".join([*lines, record.table(header, rows)]) + "\n")
