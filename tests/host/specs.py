@@ -184,7 +184,7 @@ SPECS: dict[str, Spec] = {
         since=V0_8,
     ),
     "chroma": Spec("Chroma", "Chroma", _CHROMA, 48, 32),
-    "chroma_radiance": Spec("Chroma Radiance", "ChromaRadiance", _RADIANCE, 48, cell=1),
+    "chroma_radiance": Spec("Chroma Radiance", "ChromaRadiance", _RADIANCE, 48, 32, cell=1),
     "sd3": Spec("SD3", "SD3", _SD3, 48, 32),
     "sd35_medium": Spec("SD3.5 medium", "SD3", _SD3 | {"x_block_self_attn_layers": [0]}, 48, 32),
     "qwen_image": Spec("Qwen-Image", "QwenImage", _QWEN, 48, latent_ndim=5),
