@@ -34,6 +34,7 @@ def vae(frames: bool) -> Any:
     return SimpleNamespace(encode=encode, spacial_compression_encode=lambda: 8)
 
 
+@torch.no_grad()
 def controlled(job: Job, picture: torch.Tensor) -> Any:
     """The model behind a random ControlNet of its kind, as QwenImageDiffsynthControlnet and ZImageFunControlnet leave
     it."""
