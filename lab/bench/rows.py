@@ -131,15 +131,20 @@ ROWS: dict[str, Row] = {
     "rolling_10": Row("edit + rolling 10 %", **cached("rolling", share=0.1)),
     "rolling_20": Row("edit + rolling 20 %", **cached("rolling", share=0.2)),
     "cache_ends": Row("edit + K/V cached, first and last step dense", **cached("cache", refresh=0, schedule=ENDS)),
-    "cache_4_linear": Row("edit + K/V every 4 steps, forecast", **cached("cache", refresh=4, forecast="linear")),
-    "cache_late": Row(
-        "edit + K/V cached at 10 %, last step dense", **cached("cache", refresh=0, schedule=LATE), wide=True
-    ),
+    **{
+        f"cache_{every}_linear": Row(
+            f"edit + K/V at 10 % and every {every} steps, forecast",
+            **cached("cache", refresh=every, forecast="linear", schedule=Schedule(capture=0.1)),
+            wide=every > 4,
+        )
+        for every in (4, 5, 7, 9)
+    },
+    "cache_late": Row("edit + K/V cached at 10 %, last step dense", **cached("cache", refresh=0, schedule=LATE)),
     **{
         f"rolling_{share * 100:.0f}_late": Row(
             f"edit + rolling {share:.0%} from 10 % on, forecast, last step dense",
             **cached("rolling", share=share, forecast="linear", schedule=LATE),
-            wide=share < 0.2,
+            wide=share == 0.05,
         )
         for share in (0.05, 0.1, 0.2)
     },
