@@ -49,16 +49,14 @@ async function builtByHand() {
     ['HiLo Unpack', 'HiLoUnpack', 1300]
   ]
   for (const [words, type, x] of nodes) {
-    await page.waitForTimeout(1000) // or it counts as a third click
-    await page.mouse.dblclick(1000, 600)
-    await page.waitForFunction(() => document.activeElement?.tagName === 'INPUT')
+    await openSearch()
     await page.keyboard.type(words, { delay: 10 })
     await page.waitForTimeout(1500) // the list of matches follows the typing
     await page.keyboard.press('Enter') // the node hangs on the pointer until a click drops it
     await page.waitForFunction((type) => window.app.graph._nodes.some((node) => node.type === type), type)
     await page.mouse.move(1000, 300, { steps: 3 })
     await page.mouse.click(1000, 300)
-    await page.evaluate(inPage.move, [type, x - 400, -400]) // out of the way of the next double click
+    await page.evaluate(inPage.move, [type, x - 400, -2000]) // out of the way of the next double click
   }
   await page.evaluate(inPage.fitToScreen)
   await page.waitForTimeout(300)
@@ -80,6 +78,17 @@ async function builtByHand() {
   await state('unpainted')
   await choose(job.picture)
   await state('by_hand')
+}
+
+/** Double click until the search box has the keyboard: a busy page takes two slow clicks for two single ones. */
+async function openSearch() {
+  for (let tries = 0; tries < 10; tries++) {
+    await page.waitForTimeout(1000) // or it counts as a third click
+    await page.mouse.dblclick(1000, 600)
+    const focused = page.waitForFunction(() => document.activeElement?.tagName === 'INPUT', null, { timeout: 5000 })
+    if (await focused.then(() => true, () => false)) return
+  }
+  throw new Error('the search box did not open')
 }
 
 /** The preview follows sliders without a run; then the demo runs, and again with a picture other nodes have made. */
