@@ -2,9 +2,9 @@
 
 Dense and compressed steps of real model shapes, interleaved in one process, through everything a user's run goes
 through. Writes speed.json, speed.md and a plot into lab/results; entries measured before stay, measured again they are
-replaced. `overhead` times the planner and what patching adds to a run that computes everything; `references` times what
-packing the source picture's reference adds to edit models; `methods` times the other systems of the papers;
-`end-to-end` goes from picture to picture, with a real-size autoencoder.
+replaced. `cached` adds up runs with cached keys and values; `overhead` times the planner and what patching adds to a
+run that computes everything; `references` what packing the source picture's reference adds to edit models; `methods`
+the other systems of the papers; `end-to-end` goes from picture to picture, with a real-size autoencoder.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from lab.bench import end_to_end, method_speed, record, references, speed_report
+from lab.bench import cached_speed, end_to_end, method_speed, record, references, speed_report
 from lab.bench.clock import Clock, Parts
 from lab.bench.cost import count_flops
 from lab.bench.shapes import EDITORS, SHAPES, HostModel, TimedModel
@@ -32,7 +32,7 @@ RATIOS = (0.02, 0.0638, 0.1592, 0.3536, 0.60)  # the ends, and the paper's three
 SIZES = (512, 1024, 1536, 2048)
 CPU_SIZES = (512, 1024)
 SEED = 0
-WHATS = ("steps", "overhead", "references", "methods", "end-to-end")
+WHATS = ("steps", "overhead", "references", "methods", "end-to-end", "cached")
 
 
 def scene(size: int, ratio: float, shape: str = "scattered") -> tuple[torch.Tensor, torch.Tensor]:
@@ -229,6 +229,8 @@ def main(argv: list[str] | None = None) -> int:
     environment = record.environment(args.device, args.dtype, seed=SEED, clock="busy" if args.busy else "wall")
     if args.what == "references":
         return references.bench(args, scene, environment)
+    if args.what == "cached":
+        return cached_speed.bench(args, scene, environment)
     if args.what == "methods":
         return method_speed.bench(args, scene, environment)
     if args.what == "end-to-end":
