@@ -99,8 +99,8 @@ def bench(args: argparse.Namespace, scene: Any, environment: dict[str, Any]) -> 
 {environment["threads"]} threads), {environment["dtype"]}, seconds of the {clock}.
 
 Seconds of a call: dense; dense with its keys and values kept; with low tokens, before {CAPTURE:.0%} of the run; and
-with cached keys and values. *every n*: the run of {STEPS} steps with a dense step every n, summed from these, over {STEPS}
-dense steps. Few blocks, random weights.
+with cached keys and values. *every n*: the run of {STEPS} steps with a dense step every n, summed from these, over
+{STEPS} dense steps. Few blocks, random weights.
 
 """
     (args.out / "cached.md").write_text(text + record.table(head, rows) + "\n", encoding="utf-8")
