@@ -8,7 +8,8 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..hilo_core import CONTEXTS, Context, TokenPlan, UnsupportedModel, find_family, make_context
-from ..hilo_core.contexts.cache import GB
+from ..hilo_core.contexts.cache import GB, AutoContext
+from ..hilo_core.contexts.low import LowContext
 from ..hilo_core.contexts.reuse import Reuse
 from ..hilo_core.schedule import Schedule
 from .contexts import context_inputs, schedule_inputs
@@ -40,11 +41,12 @@ class HiLoPatchModel(io.ComfyNode):
                 io.Combo.Input(
                     "context",
                     options=list(CONTEXTS),
-                    default="low",
-                    tooltip="How the model sees what is left out. low: a few low-frequency tokens stand in for it. "
-                    "cache: its keys and values from the last dense step; pooled cache: the same in a quarter of the "
-                    "memory. rolling: each step also renews a part of that cache. none: only the edit region and the "
-                    "details around it.",
+                    default="auto",
+                    tooltip="How the model sees what is left out. auto: its keys and values from three dense steps of "
+                    "the run, carried on in between; low where a model does not allow that. cache: the same, with a "
+                    "dense step every few steps; pooled cache: in a quarter of the memory. rolling: each step renews a "
+                    "part of that cache. low: a few low-frequency tokens stand in for it, fastest and least faithful. "
+                    "none: only the edit region and the details around it.",
                 ),
                 io.Float.Input(
                     "start_percent",
@@ -185,6 +187,8 @@ class HiLoPatchModel(io.ComfyNode):
             raise UnsupportedModel(
                 f"HiLo Patch Model: {error}; bypass the node, or set on_unsupported to dense"
             ) from error
+        if context == AutoContext.name and not family.attends:
+            context = LowContext.name
         chosen = make_context(
             context,
             proportional=proportional,

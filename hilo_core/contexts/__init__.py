@@ -6,11 +6,11 @@ from dataclasses import fields
 from typing import Any
 
 from .base import AttentionCall, Context, ContextRun, Expected, Forward
-from .cache import CacheContext, LowCacheContext, PooledCacheContext
+from .cache import AutoContext, CacheContext, LowCacheContext, PooledCacheContext
 from .low import LowContext
 from .rolling import RollingContext
 
-_ON_THE_NODE = (Context, LowContext, CacheContext, PooledCacheContext, RollingContext)
+_ON_THE_NODE = (AutoContext, Context, LowContext, CacheContext, PooledCacheContext, RollingContext)
 CONTEXTS: dict[str, type[Context]] = {context.name: context for context in _ON_THE_NODE}
 
 # Measured and not better than what the node offers.

@@ -196,4 +196,5 @@ class HiLoToDoRun(MethodRun):
         if forward.dense:  # a context captures everything in it
             return k, v, mask
         # The plan's tokens come first on every canvas, and the contexts leave their keys in place.
-        return self.pooling(forward.canvas, len(self.plan.kept), replace(call, k=k, v=v, mask=mask))
+        kept = min(len(self.plan.kept), len(forward.canvas.index))  # a budget may keep fewer
+        return self.pooling(forward.canvas, kept, replace(call, k=k, v=v, mask=mask))

@@ -39,6 +39,8 @@ def series(row: Row) -> str:
         return "crop"
     if getattr(row, "method", "hilo") not in ("hilo", "lazy"):
         return "another method"
+    if row.context == "auto":
+        return "cache"
     for name in ("cache", "rolling", "low"):
         if name in row.context:
             return "low tokens" if name == "low" else name

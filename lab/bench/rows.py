@@ -135,7 +135,7 @@ ROWS: dict[str, Row] = {
         f"cache_{every}_linear": Row(
             f"edit + K/V at 10 % and every {every} steps, forecast",
             **cached("cache", refresh=every, forecast="linear", schedule=Schedule(capture=0.1)),
-            wide=every > 4,
+            wide=every == 9,
         )
         for every in (4, 5, 7, 9)
     },
@@ -150,7 +150,9 @@ ROWS: dict[str, Row] = {
     },
     "rolling_20_cold": Row("edit + rolling 20 %, cold", **cached("rolling", share=0.2, warm=False)),
     **{
-        f"context_{name.replace(' ', '_')}": Row(f"HiLo balanced, context {name}", context=name, core=True, node=True)
+        f"context_{name.replace(' ', '_')}": Row(
+            f"HiLo balanced, context {name}", context=name, core=True, node=True, wide=name == "auto"
+        )
         for name in CONTEXTS
         if name != "low"  # that one is hilo_balanced
     },

@@ -40,13 +40,15 @@ PROMISED = {
         ],
         "outputs": [("patched", "MODEL")],
         "options": {
-            "context": ["none", "low", "cache", "pooled cache", "rolling"], "on_unsupported": ["error", "dense"],
+            "context": ["auto", "none", "low", "cache", "pooled cache", "rolling"],
+            "on_unsupported": ["error", "dense"],
             "references": ["compress", "whole"], "cache_place": ["auto", "device", "8 bit", "cpu"],
             "forecast": ["hold", "linear"], "method": ["hilo", "lazy", "todo", "hilo + todo", "sdtm", "diffcr"],
             "pooling": ["mean", "nearest"], "tuned": ["none"],
         },
         "defaults": {
-            "context": "low", "start_percent": 0.0, "end_percent": 1.0, "on_unsupported": "error", "proportional": True,
+            "context": "auto", "start_percent": 0.0, "end_percent": 1.0, "on_unsupported": "error",
+            "proportional": True,
             "refresh": 4, "share": 0.2, "references": "compress", "memory_limit": 4.0,
             "cache_place": "auto", "forecast": "linear", "warm": True, "reuse": False, "method": "hilo", "ratio": 0.5,
             "stride": 2, "pooling": "mean", "everywhere": False, "prompt_weight": 1.0, "tuned": "none",
