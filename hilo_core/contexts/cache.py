@@ -76,8 +76,7 @@ DENSE_STEPS = 3
 
 @dataclass(frozen=True)
 class AutoContext(CacheContext):
-    """The choice ``auto``: ``cache`` with a forecast and three dense steps a run, however many steps it has, and no
-    high-frequency tokens computed in between, because their keys and values are known as the others' are."""
+    """The choice ``auto``: ``cache`` with a forecast and three dense steps a run, however many steps it has."""
 
     name: ClassVar[str] = "auto"
     forecast: str = "linear"
@@ -86,8 +85,7 @@ class AutoContext(CacheContext):
     def start(self, plan: GridPlan, steps: int = 0) -> ContextRun:
         captured = steps - round(self.schedule.capture * steps)
         refresh = max(1, -(-captured // DENSE_STEPS)) if steps else self.refresh
-        schedule = replace(self.schedule, budget=(0.0, 0.0))
-        return CacheRun(replace(self, refresh=refresh, schedule=schedule), plan, steps)
+        return CacheRun(replace(self, refresh=refresh), plan, steps)
 
 
 @dataclass(frozen=True)

@@ -167,11 +167,9 @@ def test_bad_schedules_are_told(settings: dict, sentence: str) -> None:
 
 @pytest.mark.parametrize("steps", [8, 20, 50])
 def test_auto_has_three_dense_steps_in_a_run_of_any_length(steps: int) -> None:
-    """They are spread over what follows the first tenth; in between nothing outside the edit region is computed but
-    what fills the canvas."""
-    model = attention(make_context("auto"), steps=steps, detail=0.3)
+    """They are spread over what follows the first tenth."""
+    model = attention(make_context("auto"), steps=steps)
     calls = [model.call(step, 1 - step / steps)[0] for step in range(steps)]
     dense = [step for step, call in enumerate(calls) if call.dense]
     assert len(dense) == 3 and dense[0] == round(0.1 * steps)
-    cached = {call.canvas.tokens for call in calls if call.cached and not call.dense}
-    assert cached == {model.run.plan.with_high(0, 0).tokens} and max(cached) < model.run.plan.tokens
+    assert max(b - a for a, b in pairwise([*dense, steps])) <= 0.31 * steps
