@@ -26,7 +26,7 @@ from lab.figure import Panel, outlined, side_by_side
 from lab.hilo import Compressed, grid_of
 from lab.inputs import InputError, Inputs, read_inputs
 
-CONTEXT = "low"  # the default of HiLo Patch Model
+CONTEXT = "auto"  # the default of HiLo Patch Model
 FEATHER = 16  # and that of HiLo Unpack, in pixels
 
 
@@ -69,7 +69,7 @@ def run(options: argparse.Namespace) -> Report:
 
     started = time.perf_counter()
     plan = make_plan(inputs.image.movedim(1, -1), inputs.mask[:, 0], PRESETS[options.preset])
-    compressed = Compressed(plan, make_context(CONTEXT), low=_encoded_low(plan, models[1], device))
+    compressed = Compressed(plan, make_context(CONTEXT), low=_encoded_low(plan, models[1], device), steps=options.steps)
     planning = time.perf_counter() - started
     grid_plan = compressed.grid_plan
     dense = Way("dense", lambda source, noise: sampling.denoise, grid_plan.grid.count)

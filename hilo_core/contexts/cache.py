@@ -84,7 +84,7 @@ class AutoContext(CacheContext):
 
     def start(self, plan: GridPlan, steps: int = 0) -> ContextRun:
         captured = steps - round(self.schedule.capture * steps)
-        refresh = max(1, -(-captured // DENSE_STEPS)) if steps else self.refresh
+        refresh = max(2, -(-captured // DENSE_STEPS)) if steps else self.refresh
         return CacheRun(replace(self, refresh=refresh), plan, steps)
 
 

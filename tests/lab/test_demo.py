@@ -75,10 +75,11 @@ def test_the_bundled_picture(
 
     inputs = read_inputs(demo.ASSETS / "coffee.jpg", demo.ASSETS / "coffee_mask.png", SIZE)
     plan = make_plan(inputs.image.movedim(1, -1), inputs.mask[:, 0], PRESETS["fast"])
-    tokens = plan.on_grid(Grid.of_picture((SIZE, SIZE))).tokens
+    tokens = plan.on_grid(Grid.of_picture((SIZE, SIZE)), keep_low=False).tokens
     dense = (SIZE // 16) ** 2
     assert tokens < dense
-    assert lengths == [dense, tokens] + [*[dense] * STEPS, *[tokens] * STEPS] * compare.ROUNDS
+    hilo = [dense, tokens]  # the first of two steps fills the cache
+    assert lengths == [dense, dense] + [*[dense] * STEPS, *hilo] * compare.ROUNDS
     rows = {line.split()[0]: line for line in said.splitlines() if re.match(r"(dense|HiLo|speedup) +[\d,]+", line)}
     assert rows["dense"].split()[1] == str(dense)
     assert rows["HiLo"].split()[1] == str(tokens)
@@ -94,7 +95,7 @@ def test_the_bundled_picture(
     against_dense = re.search(r"HiLo against dense, in the mask: ([\d.]+) dB", said)
     assert against_dense
     true = peak_signal_noise_ratio(inside(results["dense"], mask), inside(results["hilo"], mask), data_range=255)
-    assert float(against_dense[1]) == pytest.approx(true, abs=0.5)
+    assert float(against_dense[1]) == pytest.approx(true, abs=2)  # 8 bits have noise of their own, near 56 dB
     assert Image.open(out / "plan.png").width == SIZE
     wide = Image.open(out / "side_by_side.png")
     assert wide.width > 4 * SIZE and wide.height > SIZE
