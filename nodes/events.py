@@ -15,7 +15,7 @@ def told(facts: dict[str, Any]) -> list[str]:
     else:
         share = facts["tokens"] / facts["all_tokens"]
         lines = [f"{facts['tokens']:,} of {facts['all_tokens']:,} tokens ({share:.0%})"]
-        lines.append(f"{fast} model calls on these tokens, {dense or 'none'} dense")
+        lines.append(f"{fast} model call{'s' * (fast > 1)} on these tokens, {dense or 'none'} dense")
         lines.append(_speed(facts["compressed_seconds"], facts["dense_seconds"]))
     if facts["cache_bytes"]:
         lines.append(f"context {facts['context']} kept {_size(facts['cache_bytes'])} ({facts['cache_place']})")

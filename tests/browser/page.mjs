@@ -75,6 +75,7 @@ async function builtByHand() {
     await page.mouse.up()
   }
   await choose('example.png')
+  await noted('mask is empty')
   await state('unpainted')
   await choose(job.picture)
   await state('by_hand')
@@ -118,10 +119,15 @@ async function liveAndRun() {
     find('LoadImage').connect(0, mirrored, 0)
     mirrored.connect(0, find('HiLoTokenPlanner'), 0)
   })
-  await page.waitForFunction(() =>
-    [...document.querySelectorAll('.hilo-view .note')].some((note) => note.textContent.includes('last run'))
-  )
+  await noted('last run')
   await state('computed')
+}
+
+/** Wait until a box of ours says these words. */
+async function noted(words) {
+  const said = (words) =>
+    [...document.querySelectorAll('.hilo-view .note')].some((note) => note.textContent.includes(words))
+  await page.waitForFunction(said, words)
 }
 
 /** The same page in the light theme, zoomed in, and with the page's newer way to draw nodes. */

@@ -13,7 +13,7 @@ from core.pictures import painted, picture
 from hilo_core import Canvas, Grid, PlanSettings, TokenPlan, make_context, make_plan
 from hilo_core.contexts import AttentionCall
 from hilo_core.methods import METHODS, Layer, Method, MethodRun, make_method
-from hilo_core.methods.diffcr import Bypass, Changes, Routers
+from hilo_core.methods.diffcr import Bypass, Changes, DiffCR, Routers
 from hilo_core.methods.sdtm import SDTM, Merge, free_windows, merge_tokens, merge_windows
 from hilo_core.methods.todo import pool_blocks
 
@@ -273,7 +273,8 @@ def test_merged_keys_weigh_what_they_stand_for_and_text_as_asked() -> None:
     assert plain.attend(forward, call(rows), cut)[2] is None, "without a bias the fast kernels stay"
 
 
-def test_diffcr_skips_what_changed_least() -> None:
+def test_diffcr_skips_what_changed_least(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(DiffCR, "ratios", torch.full((8, 8), 0.3))  # whatever the calibration says of this layer
     run = begin(make_method("diffcr", ratio=0.3))
     outside = (~run.plan.edit).nonzero().flatten()
     still = outside[::2]
