@@ -54,8 +54,7 @@ async function builtByHand() {
     await page.waitForTimeout(1500) // the list of matches follows the typing
     await page.keyboard.press('Enter') // the node hangs on the pointer until a click drops it
     await page.waitForFunction((type) => window.app.graph._nodes.some((node) => node.type === type), type)
-    await page.mouse.move(1000, 300, { steps: 3 })
-    await page.mouse.click(1000, 300)
+    await drop(type)
     await page.evaluate(inPage.move, [type, x - 400, -2000]) // out of the way of the next double click
   }
   await page.evaluate(inPage.fitToScreen)
@@ -79,6 +78,18 @@ async function builtByHand() {
   await state('unpainted')
   await choose(job.picture)
   await state('by_hand')
+}
+
+/** Click until a new node no longer hangs on the pointer: a busy page may not have picked it up by the first click. */
+async function drop(type) {
+  const dropped = (type) => !window.app.graph._nodes.find((node) => node.type === type).flags.ghost
+  for (let tries = 0; tries < 5; tries++) {
+    await page.mouse.move(1000 + tries, 300, { steps: 3 })
+    await page.mouse.click(1000 + tries, 300)
+    const done = page.waitForFunction(dropped, type, { timeout: 3000 })
+    if (await done.then(() => true, () => false)) return
+  }
+  throw new Error(`${type} was not dropped`)
 }
 
 /** Double click until the search box has the keyboard: a busy page takes two slow clicks for two single ones. */
