@@ -80,7 +80,7 @@ def decode_region(vae: Any, samples: torch.Tensor, plan: TokenPlan, beyond: int 
         return decode_full(vae, samples)
     wanted = wanted_cells(plan, grid, beyond)
     # A region may lie in the border that the autoencoder crops off.
-    decoder = _measured(vae, samples, wanted.any(0), grid.factor) if wanted.any() else Decoder(None)
+    decoder = _measured(vae, samples, np.asarray(wanted.any(0)), grid.factor) if wanted.any() else Decoder(None)
     if decoder.margin is None:
         return decode_full(vae, samples)
     rows, columns = grid.footprint
