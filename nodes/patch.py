@@ -8,9 +8,10 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..hilo_core import CONTEXTS, Context, TokenPlan, UnsupportedModel, find_family, make_context
-from ..hilo_core.contexts.cache import GB, AutoContext
+from ..hilo_core.contexts.cache import GB
 from ..hilo_core.contexts.low import LowContext
 from ..hilo_core.contexts.reuse import Reuse
+from ..hilo_core.contexts.rolling import AutoContext
 from ..hilo_core.schedule import Schedule
 from .contexts import context_inputs, schedule_inputs
 from .events import announce
@@ -42,11 +43,12 @@ class HiLoPatchModel(io.ComfyNode):
                     "context",
                     options=list(CONTEXTS),
                     default="auto",
-                    tooltip="How the model sees what is left out. auto: its keys and values from three dense steps of "
-                    "the run, carried on in between; low where a model does not allow that. cache: the same, with a "
-                    "dense step every few steps; pooled cache: in a quarter of the memory. rolling: each step renews a "
-                    "part of that cache. low: a few low-frequency tokens stand in for it, fastest and least faithful. "
-                    "none: only the edit region and the details around it.",
+                    tooltip="How the model sees what is left out. auto: its keys and values from one dense step near "
+                    "the start, renewed bit by bit and carried on in between, with a dense last step; low where a "
+                    "model does not allow that. rolling: the same with your own settings. cache: a dense step every "
+                    "few steps instead; pooled cache: in a quarter of the memory. low: a few low-frequency tokens "
+                    "stand in for it, fastest and least faithful. none: only the edit region and the details around "
+                    "it.",
                 ),
                 io.Float.Input(
                     "start_percent",

@@ -6,9 +6,9 @@ from dataclasses import fields
 from typing import Any
 
 from .base import AttentionCall, Context, ContextRun, Expected, Forward
-from .cache import AutoContext, CacheContext, LowCacheContext, PooledCacheContext
+from .cache import CacheContext, LowCacheContext, PooledCacheContext
 from .low import LowContext
-from .rolling import RollingContext
+from .rolling import AutoContext, RollingContext
 
 _ON_THE_NODE = (AutoContext, Context, LowContext, CacheContext, PooledCacheContext, RollingContext)
 CONTEXTS: dict[str, type[Context]] = {context.name: context for context in _ON_THE_NODE}

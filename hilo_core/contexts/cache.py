@@ -7,7 +7,7 @@ Attention does not care for the order of keys, so they go to the end."""
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -15,7 +15,6 @@ import torch
 from ..canvas import Canvas
 from ..lowres import LowBlocks, low_blocks
 from ..plan import GridPlan
-from ..schedule import Schedule
 from .base import AttentionCall, Context, ContextRun, Expected, Forward, KeysValuesMask, as_bias
 from .kvcache import LAYERS_CHANGED, KVCache
 from .low import LowContext
@@ -67,25 +66,6 @@ class CacheContext(CachingContext):
 
     def start(self, plan: GridPlan, steps: int = 0) -> ContextRun:
         return CacheRun(self, plan, steps)
-
-
-# Dense steps of a run under ``auto``. Two are just enough to carry keys and values on: three measured 6 dB nearer to
-# dense, and a fourth costs more than it brings.
-DENSE_STEPS = 3
-
-
-@dataclass(frozen=True)
-class AutoContext(CacheContext):
-    """The choice ``auto``: ``cache`` with a forecast and three dense steps a run, however many steps it has."""
-
-    name: ClassVar[str] = "auto"
-    forecast: str = "linear"
-    schedule: Schedule = field(default_factory=lambda: Schedule(capture=0.1))
-
-    def start(self, plan: GridPlan, steps: int = 0) -> ContextRun:
-        captured = steps - round(self.schedule.capture * steps)
-        refresh = max(2, -(-captured // DENSE_STEPS)) if steps else self.refresh
-        return CacheRun(replace(self, refresh=refresh), plan, steps)
 
 
 @dataclass(frozen=True)

@@ -110,7 +110,7 @@ async function liveAndRun() {
   await page.evaluate(inPage.setWidget, ['HiLoTokenPlanner', 'preset', 'custom'])
   await page.waitForTimeout(500)
   report.slider_ms = await page.evaluate(inPage.timeSlider, [32, 40, 48, 56, 64, 24])
-  await page.evaluate(inPage.setWidget, ['KSampler', 'steps', 2])
+  await page.evaluate(inPage.setWidget, ['KSampler', 'steps', 3])
   await run()
   report.pictures = await page.evaluate(inPage.pictures)
   await page.evaluate(inPage.fitToScreen)

@@ -165,11 +165,11 @@ def test_bad_schedules_are_told(settings: dict, sentence: str) -> None:
         make_context("rolling", share=0.0)
 
 
-@pytest.mark.parametrize("steps", [8, 20, 50])
-def test_auto_has_three_dense_steps_in_a_run_of_any_length(steps: int) -> None:
-    """They are spread over what follows the first tenth."""
-    model = attention(make_context("auto"), steps=steps)
+@pytest.mark.parametrize("steps", [4, 8, 20, 50])
+def test_auto_is_dense_after_a_tenth_of_the_run_and_at_its_end(steps: int) -> None:
+    model = attention(make_context("auto", share=0.9, refresh=2), steps=steps)
     calls = [model.call(step, 1 - step / steps)[0] for step in range(steps)]
-    dense = [step for step, call in enumerate(calls) if call.dense]
-    assert len(dense) == 3 and dense[0] == round(0.1 * steps)
-    assert max(b - a for a, b in pairwise([*dense, steps])) <= 0.4 * steps
+    first = round(0.1 * steps)
+    assert [step for step, call in enumerate(calls) if call.dense] == [first, steps - 1]
+    assert all(not call.cached for call in calls[:first]) and all(call.cached for call in calls[first:])
+    assert all(call.rows is not None and len(call.rows) for call in calls[first + 1 : -1]), "a part is renewed"
