@@ -131,7 +131,7 @@ def lattice(rng: Rng, size: int, steps: tuple[tuple[int, int], ...]) -> tuple[np
 
 
 def gradients(rng: Rng, size: int) -> np.ndarray:
-    """Colour waves along a line, along two lines at a right angle, or round a point: one profile fixes the picture."""
+    """Colour waves along a line, along two lines at a right angle, or in rings round every point of a lattice."""
     first, second = palette(rng, 2)
     steps = ((1, 1), (1, 2), (2, 1), (2, 2), (0, 2), (2, 0), (1, 3), (3, 1))
     match rng.integers(3):
@@ -142,9 +142,9 @@ def gradients(rng: Rng, size: int) -> np.ndarray:
             u, v, _, _ = lattice(rng, size, steps)
             wave = (np.cos(2 * np.pi * u) + np.cos(2 * np.pi * v)) / 2
         case _:
-            y, x = grid(size)
-            cy, cx = rng.uniform(-size / 2, size / 2, 2)
-            wave = np.cos(2 * np.pi * np.hypot(y - cy, x - cx) / (size * rng.uniform(0.15, 0.3)))
+            u, v, _, _ = lattice(rng, size, ((1, 0), (1, 1), (1, 2), (2, 1), (2, 0)))
+            rings = rng.uniform(1, 3)
+            wave = np.cos(2 * np.pi * rings * np.hypot(u - np.floor(u) - 0.5, v - np.floor(v) - 0.5))
     return mix(first, second, 0.5 - 0.5 * wave)
 
 

@@ -93,6 +93,14 @@ def noise_levels(batch: int, device: torch.device) -> Tensor:
     return torch.where(torch.rand(batch, device=device) < 0.1, top, levels)
 
 
+def side_factor(progress: float, step: int) -> int:
+    """How many times `--size` the pictures of a step are wide: 1, and late in the run also 2 and 3, so that the model
+    knows distances and numbers of tokens beyond those that most of its training can afford."""
+    if progress < 0.6 or step % 4:
+        return 1
+    return 2 if step % 8 else 3
+
+
 def random_prompt(batch: int, device: torch.device) -> dict[str, Tensor]:
     """No text and the default guidance for most, meaningless text and any guidance for one in eight: the model learns
     to ignore both."""
@@ -124,12 +132,9 @@ def train_dit(args: argparse.Namespace) -> None:
         average.load_state_dict(run.state["average"])
     if args.compile:
         dit.compile_repeated_blocks(fullgraph=True, dynamic=False)
-    # four times the tokens at twice the side, so a quarter of the batch and of the pool
-    pools = {
-        args.size: ReplayPool(vae, args.size, args.pool, rng),
-        2 * args.size: ReplayPool(vae, 2 * args.size, args.pool // 4, rng),
-    }
-    batches = {args.size: args.batch, 2 * args.size: max(1, args.batch // 4)}
+    # n times the side is n² times the tokens: so much smaller are the batch and the pool
+    pools = {n: ReplayPool(vae, n * args.size, max(32, args.pool // n**2), rng) for n in (1, 2, 3)}
+    batches = {n: max(1, args.batch // n**2) for n in pools}
 
     def checkpoint() -> None:
         run.save(model=dit.state_dict(), optimizer=optimizer.state_dict(), average=average.state_dict())
@@ -141,8 +146,8 @@ def train_dit(args: argparse.Namespace) -> None:
 
     running, owed = True, 0.0
     while running:
-        side = 2 * args.size if run.progress > 0.85 and run.step % 4 == 0 else args.size
-        pool, batch, grid = pools[side], batches[side], side // 16
+        factor = side_factor(run.progress, run.step)
+        pool, batch, grid = pools[factor], batches[factor], factor * args.size // 16
         # a pool fills quickly at first; then an entry is replaced after it was used about `reuse` times
         hurry = 4 if pool.written < pool.capacity // 4 else 1
         owed += hurry * batch / (MASKS_PER_PICTURE * args.reuse)
