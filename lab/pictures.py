@@ -48,7 +48,15 @@ def photo_crop(rng: np.random.Generator, size: int, held_out: bool) -> np.ndarra
     top, left = (int(rng.integers(length - side + 1)) for length in image.shape[:2])
     crop = image[top : top + side, left : left + side]
     crop = crop[:, ::-1] if rng.random() < 0.5 else crop
+    crop = crop if held_out else varied(rng, crop)
     return cv2.resize(crop, (size, size), interpolation=cv2.INTER_AREA if side > size else cv2.INTER_CUBIC)
+
+
+def varied(rng: np.random.Generator, crop: np.ndarray) -> np.ndarray:
+    """The crop turned by quarters, its colours swapped and its tones bent: few photographs must stand for many."""
+    turned = np.rot90(crop, int(rng.integers(4)))[..., rng.permutation(3)]
+    tones = 255 * np.linspace(0, 1, 256) ** np.exp(rng.normal(0, 0.35)) * rng.uniform(0.6, 1)
+    return cv2.LUT(np.ascontiguousarray(turned), np.round(tones).astype(np.uint8))
 
 
 def picture(kind: str, seed: int, size: int = 256) -> np.ndarray:
