@@ -23,12 +23,13 @@ from tqdm import tqdm
 from lab.bench import cached_speed, end_to_end, method_speed, record, references, speed_report
 from lab.bench.clock import Clock, Parts
 from lab.bench.cost import count_flops
+from lab.bench.paper import PAPER
 from lab.bench.shapes import EDITORS, SHAPES, HostModel, TimedModel
 from lab.masks import skeleton
 from lab.pictures import photograph
 
 RESULTS = Path(__file__).parent / "results"
-RATIOS = (0.02, 0.0638, 0.1592, 0.3536, 0.60)  # the ends, and the paper's three groups
+RATIOS = (0.02, *(group.share for group in PAPER.values()), 0.60)  # the ends, and the paper's three groups
 SIZES = (512, 1024, 1536, 2048)
 CPU_SIZES = (512, 1024)
 SEED = 0
@@ -132,7 +133,7 @@ def overhead(model: TimedModel, args: argparse.Namespace) -> dict[str, Any]:
     from hilo_core.report import describe, overlay
 
     clock = args.clock
-    ratio, size, calls = 0.1592, 512, 4
+    ratio, size, calls = PAPER["medium"].share, 512, 4
 
     def with_preview() -> None:
         made = planned(hilo_core, 1024, ratio, args.preset)

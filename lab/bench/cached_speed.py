@@ -13,13 +13,13 @@ from tqdm import tqdm
 
 from lab.bench import record
 from lab.bench.host import pack
+from lab.bench.paper import DIT_SPEEDUP
 from lab.bench.shapes import SHAPES, HostModel
 
 STEPS = 20
 CAPTURE = 0.1  # of the run is over before the first dense step, as on the node
 REFRESH = (5, 7, 9)
 CALLS = 5  # measured in one run: one before the capture, the dense one, and cached ones
-PAPER = {0.0638: 3.13, 0.1592: 2.59, 0.3536: 1.67}
 
 
 def measure(name: str, size: int, args: argparse.Namespace, scene: Any) -> list[dict[str, Any]]:
@@ -36,10 +36,10 @@ def measure(name: str, size: int, args: argparse.Namespace, scene: Any) -> list[
     capture = pack("hilo_core.schedule").Schedule(capture=1 / CALLS)
     context = core.make_context("cache", refresh=0, forecast="linear", schedule=capture)
     settings = core.PlanSettings(detail=0.0, threshold=0.0)
-    plans = {ratio: core.make_plan(*scene(size, ratio), settings) for ratio in PAPER}
+    plans = {ratio: core.make_plan(*scene(size, ratio), settings) for ratio in DIT_SPEEDUP}
     dense: list[float] = []
     seconds: dict[float, dict[str, list[float]]] = {
-        ratio: {"before": [], "capture": [], "cached": []} for ratio in PAPER
+        ratio: {"before": [], "capture": [], "cached": []} for ratio in DIT_SPEEDUP
     }
     for _ in tqdm(range(args.rounds), desc=model.title, unit="round"):
         dense += model.run(size, 2)[1:]
@@ -68,7 +68,7 @@ def measure(name: str, size: int, args: argparse.Namespace, scene: Any) -> list[
                 **{f"{part}_seconds": value for part, value in cost.items()},
                 "steps": STEPS,
                 "runs": runs,
-                "paper_speedup": PAPER[ratio],
+                "paper_speedup": DIT_SPEEDUP[ratio],
             }
         )
     return entries

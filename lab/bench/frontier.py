@@ -8,6 +8,7 @@ from typing import Any
 
 import matplotlib
 
+from lab.bench.paper import PAPER
 from lab.bench.rows import ROWS, Kind, Row
 from lab.bench.verdict import LOWEST_DELTA_PSNR
 
@@ -15,7 +16,6 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # the backend must be chosen first
 
 Entry = dict[str, Any]
-PAPER = {"small": 3.13, "medium": 2.59, "large": 1.67}  # HiLo-Token's own DiT speedups (arXiv 2606.13898, table 2)
 
 # One colour and marker for each thing a row shows the model of what it leaves out (Okabe and Ito's colours).
 STYLES = {
@@ -67,7 +67,7 @@ def draw(rows: list[Entry], path: Path) -> None:
     for axis, ((size, steps, group), entries) in zip(axes.flat, panels.items(), strict=False):
         _panel(axis, entries)
         if group in PAPER:
-            axis.axvline(PAPER[group], color="black", linewidth=0.8, linestyle=":")
+            axis.axvline(PAPER[group].dit, color="black", linewidth=0.8, linestyle=":")
         axis.set_title(
             f"{size} px, {steps} steps, {group} masks ({entries[0]['share']:.1%}, n = {entries[0]['pictures']})"
         )
