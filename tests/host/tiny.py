@@ -149,6 +149,8 @@ def build(name: str, seed: int = 0, operations: Any = None, **sizes: Any) -> Tin
     config.set_inference_dtype(torch.float32, None)
     config.custom_operations = operations
     model = config.get_model({}, device=CPU)
+    # As newer hosts do themselves; on older ones graphs of autograd would pile up, up to half a gigabyte a test.
+    model.diffusion_model.requires_grad_(False)
     randomise(model.diffusion_model, seed)
     patcher = comfy.model_patcher.ModelPatcher(model, load_device=CPU, offload_device=CPU)
     return TinyModel(
