@@ -10,7 +10,6 @@ the other systems of the papers; `end-to-end` goes from picture to picture, with
 from __future__ import annotations
 
 import argparse
-import gc
 import statistics
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,8 @@ from lab.bench import cached_speed, end_to_end, method_speed, record, references
 from lab.bench.clock import Clock, Parts
 from lab.bench.cost import count_flops
 from lab.bench.paper import PAPER
-from lab.bench.shapes import EDITORS, SHAPES, HostModel, TimedModel
+from lab.bench.results import Bench, Entry, Scene, common, host_model, on_machine
+from lab.bench.shapes import EDITORS, SHAPES, TimedModel
 from lab.masks import skeleton
 from lab.pictures import photograph
 
@@ -33,7 +33,6 @@ RATIOS = (0.02, *(group.share for group in PAPER.values()), 0.60)  # the ends, a
 SIZES = (512, 1024, 1536, 2048)
 CPU_SIZES = (512, 1024)
 SEED = 0
-WHATS = ("steps", "overhead", "references", "methods", "end-to-end", "cached")
 
 
 def scene(size: int, ratio: float, shape: str = "scattered") -> tuple[torch.Tensor, torch.Tensor]:
@@ -50,7 +49,14 @@ def scene(size: int, ratio: float, shape: str = "scattered") -> tuple[torch.Tens
     return torch.from_numpy(picture)[None].float() / 255, torch.from_numpy(mask).view(1, size, size)
 
 
-def time_steps(model: TimedModel, size: int, args: argparse.Namespace, bar: Any) -> list[dict[str, Any]]:
+def time_steps(name: str, model: TimedModel, args: argparse.Namespace, scene: Scene) -> list[Entry]:
+    """Steps of one model at all sizes and ratios."""
+    rounds = args.rounds * (len(args.ratios) + 1)
+    with tqdm(total=rounds * len(args.sizes), desc=model.title, unit="run") as bar:
+        return [entry for size in args.sizes for entry in time_size(model, size, args, scene, bar)]
+
+
+def time_size(model: TimedModel, size: int, args: argparse.Namespace, scene: Scene, bar: tqdm) -> list[Entry]:
     """All ratios at one size: counted work, then interleaved times, then memory and parts."""
     core, clock = model.core(), args.clock
     context = core.make_context(args.context)
@@ -77,23 +83,13 @@ def time_steps(model: TimedModel, size: int, args: argparse.Namespace, bar: Any)
         ideal, measured = flops[None] / flops[ratio], dense / compressed
         entries.append(
             {
-                "model": model.title,
-                "blocks": model.blocks,
-                "text_tokens": model.text,
-                "device": args.device.type,
-                "dtype": str(args.dtype).removeprefix("torch."),
-                "context": args.context,
-                "preset": args.preset,
-                "size": size,
-                "mask": ratio,
+                **common(model, args, size, ratio),
                 "tokens": grid.count,
                 "kept": min(on_grid.tokens, grid.count),
                 "dense_flops": flops[None],
                 "hilo_flops": flops[ratio],
                 "dense_seconds": dense,
                 "hilo_seconds": compressed,
-                "rounds": args.rounds,
-                "clock": "busy" if args.busy else "wall",
                 "ideal_speedup": ideal,
                 "measured_speedup": measured,
                 "efficiency": measured / ideal,
@@ -124,7 +120,7 @@ def planned(core: Any, size: int, ratio: float, preset: str) -> tuple[Any, Any]:
     return plan, plan.on_grid(core.Grid.of_picture(plan.size))
 
 
-def overhead(model: TimedModel, args: argparse.Namespace) -> dict[str, Any]:
+def overhead(name: str, model: TimedModel, args: argparse.Namespace, scene: Scene) -> list[Entry]:
     """What HiLo costs where it saves nothing: the planner at 1024 px, and patching a run that keeps everything.
 
     Whole sampling runs of four steps, so that what patching does before the first step counts as well.
@@ -153,28 +149,50 @@ def overhead(model: TimedModel, args: argparse.Namespace) -> dict[str, Any]:
         order = list(runs)[:: 1 if number % 2 else -1]  # whoever comes second finds warmer caches
         took = {name: clock.seconds(lambda name=name: model.run(size, calls, *runs[name])) for name in order}
         pairs.append(took["patched"] / took["dense"])
-    return {
+    entry = {
         "model": model.title,
-        "device": args.device.type,
-        "dtype": str(args.dtype).removeprefix("torch."),
-        "clock": "busy" if args.busy else "wall",
+        **on_machine(args),
         "planner_size": 1024,
         "planner_seconds": clock.median(lambda: planned(hilo_core, 1024, ratio, args.preset), 15),
         "planner_with_preview_seconds": clock.median(with_preview, 15),
         "patched_size": size,
-        "rounds": args.rounds,
         "patched_over_dense": statistics.median(pairs),
         "patched_over_dense_quartiles": statistics.quantiles(pairs, n=4)[::2],
     }
+    return [entry]
+
+
+def make_model(name: str, args: argparse.Namespace) -> TimedModel:
+    """A model of `--models`, see `host_model`."""
+    if name == "lab":
+        from lab.bench.lab_model import LabModel
+
+        return LabModel(args.clock, args.dtype, args.heads)
+    return host_model(name, args)
+
+
+MODELS = ("lab", *SHAPES, *EDITORS)
+BENCHES = {
+    "steps": Bench(
+        "speed", MODELS, time_steps, speed_report.write, default=tuple(SHAPES), fallback="lab", make=make_model,
+        told=speed_report.short, entries="steps",
+    ),
+    "overhead": Bench(
+        "speed", MODELS, overhead, speed_report.write, default=("flux",), fallback="lab", make=make_model,
+        told=speed_report.overhead_lines, entries="overhead", key=("model", "device", "dtype"),
+    ),
+    "references": references.BENCH,
+    "methods": method_speed.BENCH,
+    "end-to-end": end_to_end.BENCH,
+    "cached": cached_speed.BENCH,
+}  # fmt: skip
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line, checked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="?", choices=WHATS, default="steps")
-    parser.add_argument(
-        "--models", nargs="+", choices=("lab", *SHAPES, *EDITORS), help="default: all; without a ComfyUI, lab"
-    )
+    parser.add_argument("what", nargs="?", choices=BENCHES, default="steps")
+    parser.add_argument("--models", nargs="+", choices=MODELS, help="default: all; without a ComfyUI, lab")
     parser.add_argument("--sizes", nargs="+", type=int, help="pixels; default 512 1024, on CUDA 1536 2048 too")
     parser.add_argument("--ratios", nargs="+", type=float, default=list(RATIOS), help="share of the picture masked")
     parser.add_argument("--rounds", type=int, default=5, help="of dense and every ratio in turn; the median counts")
@@ -195,12 +213,9 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"--sizes are {args.sizes}; each must be a multiple of 16, 64 or more")
     if any(not 0 < ratio < 1 for ratio in args.ratios):
         parser.error(f"--ratios are {args.ratios}; each must lie between 0 and 1")
-    if args.what == "references" and not set(args.models or ()) <= set(EDITORS):
-        parser.error(f"--models are {', '.join(args.models)}; those with references are {', '.join(EDITORS)}")
-    if args.what == "methods" and not set(args.models or ()) <= set(method_speed.TRIALS):
-        parser.error(f"--models are {', '.join(args.models)}; timed are {', '.join(method_speed.TRIALS)}")
-    if args.what == "end-to-end" and not set(args.models or ()) <= set(end_to_end.BLOCKS):
-        parser.error(f"--models are {', '.join(args.models)}; end to end are {', '.join(end_to_end.BLOCKS)}")
+    bench = BENCHES[args.what]
+    if not set(args.models or ()) <= set(bench.models):
+        parser.error(f"--models are {', '.join(args.models)}; {args.what} measures {', '.join(bench.models)}")
     if args.rounds < 2:
         parser.error(f"--rounds is {args.rounds}; a median needs 2 or more")
     args.dtype = record.fast_dtype(args.device) if args.dtype == "auto" else getattr(torch, args.dtype)
@@ -210,58 +225,11 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def make_model(name: str, args: argparse.Namespace) -> TimedModel:
-    """A model of `--models`.
-
-    Raises:
-        LookupError: there is no ComfyUI, or it is too old for the family.
-    """
-    if name == "lab":
-        from lab.bench.lab_model import LabModel
-
-        return LabModel(args.clock, args.dtype, args.heads)
-    return HostModel((SHAPES | EDITORS)[name], args.clock, args.dtype)
-
-
 def main(argv: list[str] | None = None) -> int:
     """Measure and write; 0 when something was measured."""
     args = arguments(argv)
-    names = args.models or (["flux"] if args.what == "overhead" else list(SHAPES))
     environment = record.environment(args.device, args.dtype, seed=SEED, clock="busy" if args.busy else "wall")
-    if args.what == "references":
-        return references.bench(args, scene, environment)
-    if args.what == "cached":
-        return cached_speed.bench(args, scene, environment)
-    if args.what == "methods":
-        return method_speed.bench(args, scene, environment)
-    if args.what == "end-to-end":
-        return end_to_end.bench(args, scene, environment)
-    entries, extra = [], []
-    for name in names:
-        try:
-            model = make_model(name, args)
-        except LookupError as error:
-            print(f"{name}: {error}")
-            if args.models or "lab" in names:
-                continue
-            names.append("lab")  # once, at the end
-            continue
-        if args.what == "overhead":
-            extra.append(overhead(model, args))
-        else:
-            steps = args.rounds * (len(args.ratios) + 1)
-            with tqdm(total=steps * len(args.sizes), desc=model.title, unit="run") as bar:
-                for size in args.sizes:
-                    entries += time_steps(model, size, args, bar)
-        del model
-        gc.collect()
-    if not entries and not extra:
-        return 1
-    content = speed_report.merge(args.out / "speed.json", environment, entries, extra)
-    speed_report.write(args.out, content)
-    print(speed_report.short(entries, extra))
-    print(f"written to {args.out}")
-    return 0
+    return BENCHES[args.what].run(args, scene, environment)
 
 
 if __name__ == "__main__":

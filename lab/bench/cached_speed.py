@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from typing import Any
+from pathlib import Path
 
 from tqdm import tqdm
 
 from lab.bench import record
 from lab.bench.host import pack
 from lab.bench.paper import DIT_SPEEDUP
+from lab.bench.results import Bench, Content, Entry, Scene, common, in_order, provenance
 from lab.bench.shapes import SHAPES, HostModel
 
 STEPS = 20
@@ -22,17 +23,9 @@ REFRESH = (5, 7, 9)
 CALLS = 5  # measured in one run: one before the capture, the dense one, and cached ones
 
 
-def measure(name: str, size: int, args: argparse.Namespace, scene: Any) -> list[dict[str, Any]]:
-    """The paper's three shares of a mask on one model of `SHAPES`; every token outside the edit region is cached.
-
-    Args:
-        name: its key.
-        size: side in pixels.
-        args: of `lab.speed`.
-        scene: (size, ratio) -> picture and mask.
-    """
-    model = HostModel(SHAPES[name], args.clock, args.dtype)
-    core = model.core()
+def measure(name: str, model: HostModel, args: argparse.Namespace, scene: Scene) -> list[Entry]:
+    """The paper's three shares of a mask at the largest of `--sizes`; all tokens outside the edit region are cached."""
+    size, core = max(args.sizes), model.core()
     capture = pack("hilo_core.schedule").Schedule(capture=1 / CALLS)
     context = core.make_context("cache", refresh=0, forecast="linear", schedule=capture)
     settings = core.PlanSettings(detail=0.0, threshold=0.0)
@@ -59,10 +52,7 @@ def measure(name: str, size: int, args: argparse.Namespace, scene: Any) -> list[
             runs[str(refresh)] = {"dense_steps": captures, "speedup": STEPS * whole / total}
         entries.append(
             {
-                "model": model.title,
-                "blocks": model.blocks,
-                "size": size,
-                "mask": ratio,
+                **common(model, args, size, ratio, context="cache", preset="edit region alone"),
                 "edit_tokens": int(plans[ratio].on_grid(core.Grid.of_picture((size, size)), False).edit.sum()),
                 "dense_seconds": whole,
                 **{f"{part}_seconds": value for part, value in cost.items()},
@@ -74,15 +64,27 @@ def measure(name: str, size: int, args: argparse.Namespace, scene: Any) -> list[
     return entries
 
 
-def bench(args: argparse.Namespace, scene: Any, environment: dict[str, Any]) -> int:
-    """Measure `--models` (Flux.1 by default) at the largest of `--sizes`, and write."""
-    entries = [entry for name in args.models or ["flux"] for entry in measure(name, max(args.sizes), args, scene)]
-    record.write_json(args.out / "cached.json", {"environment": environment, "entries": entries})
-    head = ["model", "px", "mask", "edit tokens", "dense s", "dense, kept", "low tokens", "cached"]
+def write(path: Path, content: Content) -> None:
+    """The report."""
+    lines = [
+        f"# Runs of {STEPS} steps with cached keys and values\n",
+        *provenance(content),
+        "\nSeconds of a call: dense; dense with its keys and values kept; with low tokens, before "
+        f"{CAPTURE:.0%} of the run; and with cached keys and values. *every n*: the run of {STEPS} steps with a dense "
+        f"step every n, summed from these, over {STEPS} dense steps. Few blocks, random weights.\n",
+        table(in_order(content)),
+    ]
+    path.write_text("\n".join(lines), encoding="utf-8")
+
+
+def table(entries: list[Entry]) -> str:
+    """All entries."""
+    head = ["model", "on", "px", "mask", "edit tokens", "dense s", "dense, kept", "low tokens", "cached"]
     head += [f"every {refresh}" for refresh in REFRESH] + ["paper, one step"]
     rows = [
         [
-            entry["model"],
+            f"{entry['model']}, {entry['blocks']} blocks",
+            f"{entry['device']}, {entry['dtype']}",
             str(entry["size"]),
             f"{entry['mask']:.2%}",
             f"{entry['edit_tokens']:,}",
@@ -92,17 +94,7 @@ def bench(args: argparse.Namespace, scene: Any, environment: dict[str, Any]) -> 
         ]
         for entry in entries
     ]
-    clock = "process" if args.busy else "wall"
-    text = f"""# Runs of {STEPS} steps with cached keys and values
+    return record.table(head, rows)
 
-{environment["time"]}, commit {environment["commit"]}, {environment["device"]} ({environment["processor"]},
-{environment["threads"]} threads), {environment["dtype"]}, seconds of the {clock}.
 
-Seconds of a call: dense; dense with its keys and values kept; with low tokens, before {CAPTURE:.0%} of the run; and
-with cached keys and values. *every n*: the run of {STEPS} steps with a dense step every n, summed from these, over
-{STEPS} dense steps. Few blocks, random weights.
-
-"""
-    (args.out / "cached.md").write_text(text + record.table(head, rows) + "\n", encoding="utf-8")
-    print(record.table(head, rows))
-    return 0
+BENCH = Bench("cached", tuple(SHAPES), measure, write, default=("flux",), told=table)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import statistics
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,8 +22,8 @@ from lab.bench import record
 from lab.bench.clock import Clock
 from lab.bench.host import pack
 from lab.bench.paper import END_TO_END_SPEEDUP
-from lab.bench.shapes import SHAPES, HostModel, randomise
-from lab.bench.speed_report import CLOCKS
+from lab.bench.results import Bench, Content, Entry, Scene, common, in_order, provenance
+from lab.bench.shapes import HostModel, randomise
 
 STEPS = 8
 TARGETS = dict(zip(END_TO_END_SPEEDUP, (2.4, 2.0, 1.5), strict=True))
@@ -116,16 +115,9 @@ def timed_with_peak(clock: Clock, function: Callable[[], Any]) -> tuple[float, f
     return seconds[0], peak
 
 
-def measure(name: str, args: argparse.Namespace, scene: Any) -> list[dict[str, Any]]:
-    """One model with its autoencoder at all sizes and ratios.
-
-    Args:
-        name: a key of `BLOCKS`.
-        args: of `lab.speed`.
-        scene: (size, ratio) -> picture and mask.
-    """
+def measure(name: str, model: HostModel, args: argparse.Namespace, scene: Scene) -> list[Entry]:
+    """One model of `BLOCKS` with its autoencoder at all sizes and ratios."""
     clock, names = args.clock, BLOCKS[name]
-    model = HostModel(SHAPES[name], clock, args.dtype)
     core, decode = model.core(), pack("nodes.decode")
     context, preset = core.make_context(args.context), core.PRESETS[args.preset]
     title, make = AUTOENCODERS[name]
@@ -163,17 +155,8 @@ def measure(name: str, args: argparse.Namespace, scene: Any) -> list[dict[str, A
                 whole = encode + STEPS * dense + decode_full
                 entries.append(
                     {
-                        "model": model.title,
-                        "blocks": model.blocks,
+                        **common(model, args, size, ratio),
                         "autoencoder": title,
-                        "device": args.device.type,
-                        "dtype": str(args.dtype).removeprefix("torch."),
-                        "context": args.context,
-                        "preset": args.preset,
-                        "size": size,
-                        "mask": ratio,
-                        "clock": "busy" if args.busy else "wall",
-                        "rounds": args.rounds,
                         "dense_step_measured": dense_measured,
                         "dense_step": dense,
                         "hilo_step_measured": steps[ratio][0],
@@ -193,39 +176,11 @@ def measure(name: str, args: argparse.Namespace, scene: Any) -> list[dict[str, A
     return entries
 
 
-KEY = ("model", "device", "dtype", "context", "preset", "size", "mask")
-
-
-def bench(args: argparse.Namespace, scene: Any, environment: dict[str, Any]) -> int:
-    """Measure the models of `--models`, all of `BLOCKS` by default, and write; entries measured before stay."""
-    path = args.out / "end_to_end.json"
-    content = json.loads(path.read_text()) if path.is_file() else {"environments": {}, "entries": []}
-    known = {tuple(entry[part] for part in KEY): entry for entry in content["entries"]}
-    for name in args.models or BLOCKS:
-        for entry in measure(name, args, scene):
-            known[tuple(entry[part] for part in KEY)] = {**entry, "run": environment["time"]}
-        gc.collect()
-    used = {entry["run"] for entry in known.values()}
-    environments = {**content["environments"], environment["time"]: environment}
-    content = {
-        "environments": {run: one for run, one in environments.items() if run in used},
-        "entries": list(known.values()),
-    }
-    record.write_json(path, content)
-    write(args.out / "end_to_end.md", content)
-    print(f"written to {args.out}")
-    return 0
-
-
-def write(path: Path, content: dict[str, Any]) -> None:
+def write(path: Path, content: Content) -> None:
     """The report."""
     lines = [
         "# End to end\n",
-        *(
-            f"- {one['time']}: commit {one['commit']}, {one['device']} ({one['processor']}, {one['threads']} threads), "
-            f"{CLOCKS[one['clock']]}"
-            for one in content["environments"].values()
-        ),
+        *provenance(content),
         f"\nVAE encode, plan, {STEPS} steps, decode (`region`), paste; against encode, {STEPS} dense steps and a full "
         "decode. Real widths, random weights. A step is scaled to the real model: the time of each kind of block times "
         "their real number, and the rest as measured. No text encoder. *decode*: full / region, seconds and MiB at the "
@@ -249,8 +204,11 @@ def write(path: Path, content: dict[str, Any]) -> None:
             str(TARGETS.get(entry["mask"], "–")),
             str(END_TO_END_SPEEDUP.get(entry["mask"], "–")),
         ]
-        for entry in sorted(content["entries"], key=lambda one: (one["model"], one["size"], one["mask"]))
+        for entry in in_order(content)
     ]
     head = ["model, autoencoder", "device", "px", "mask", "encode s", "plan", "steps s", "decode s", "decode MiB"]
     lines.append(record.table([*head, "paste", "step", "end to end", "target", "paper"], rows))
     path.write_text("\n".join(lines) + "\n")
+
+
+BENCH = Bench("end_to_end", tuple(BLOCKS), measure, write)

@@ -5,12 +5,11 @@
 from __future__ import annotations
 
 import argparse
-import gc
-import json
 import statistics
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -22,9 +21,9 @@ from tqdm import tqdm
 from lab.bench import record
 from lab.bench.clock import Clock
 from lab.bench.host import pack
+from lab.bench.results import Bench, Content, Entry, Scene, common, host_model, provenance
 from lab.bench.rows import ROWS
-from lab.bench.shapes import SHAPES, HostModel
-from lab.bench.speed_report import CLOCKS
+from lab.bench.shapes import HostModel
 
 
 @dataclass(frozen=True)
@@ -88,17 +87,9 @@ class Attention:
             yield self
 
 
-def measure(name: str, ratio: float, args: argparse.Namespace, scene: Any) -> list[dict[str, Any]]:
-    """One model of `TRIALS`: dense and every row in turn.
-
-    Args:
-        name: its key.
-        ratio: share of the picture masked.
-        args: of `lab.speed`.
-        scene: (size, ratio) -> picture and mask.
-    """
-    trial, model = TRIALS[name], MethodModel(SHAPES[name], args.clock, args.dtype)
-    core = model.core()
+def measure(name: str, model: MethodModel, args: argparse.Namespace, scene: Scene) -> list[Entry]:
+    """One model of `TRIALS` at the first of `--ratios`: dense and every row in turn."""
+    trial, ratio, core = TRIALS[name], args.ratios[0], model.core()
     plan = core.make_plan(*scene(trial.size, ratio), core.PRESETS[args.preset])
     methods = {row: core.make_method(ROWS[row].method, **ROWS[row].options) for row in trial.rows}
 
@@ -121,17 +112,10 @@ def measure(name: str, ratio: float, args: argparse.Namespace, scene: Any) -> li
     kernel = {row: statistics.median(one.seconds for one in values) / trial.calls for row, values in kernels.items()}
     return [
         {
-            "model": model.title,
-            "blocks": model.blocks,
-            "device": args.device.type,
-            "dtype": str(args.dtype).removeprefix("torch."),
+            **common(model, args, trial.size, ratio, context="none"),
             "row": row,
             "title": ROWS[row].title,
-            "size": trial.size,
-            "mask": ratio,
             "calls": trial.calls,
-            "rounds": args.rounds,
-            "clock": "busy" if args.busy else "wall",
             "dense_seconds": step["dense"],
             "seconds": step[row],
             "dense_attention_seconds": kernel["dense"],
@@ -143,39 +127,11 @@ def measure(name: str, ratio: float, args: argparse.Namespace, scene: Any) -> li
     ]
 
 
-KEY = ("model", "device", "dtype", "row", "size", "mask")
-
-
-def bench(args: argparse.Namespace, scene: Any, environment: dict[str, Any]) -> int:
-    """Measure the models of `--models`, all of `TRIALS` by default, and write; entries measured before stay."""
-    path = args.out / "methods.json"
-    content = json.loads(path.read_text()) if path.is_file() else {"environments": {}, "entries": []}
-    known = {tuple(entry[part] for part in KEY): entry for entry in content["entries"]}
-    for name in args.models or TRIALS:
-        for entry in measure(name, args.ratios[0], args, scene):
-            known[tuple(entry[part] for part in KEY)] = {**entry, "run": environment["time"]}
-        gc.collect()
-    used = {entry["run"] for entry in known.values()}
-    environments = {**content["environments"], environment["time"]: environment}
-    content = {
-        "environments": {run: one for run, one in environments.items() if run in used},
-        "entries": list(known.values()),
-    }
-    record.write_json(path, content)
-    write(args.out / "methods.md", content)
-    print(f"written to {args.out}")
-    return 0
-
-
-def write(path: Path, content: dict[str, Any]) -> None:
+def write(path: Path, content: Content) -> None:
     """The report."""
     lines = [
         "# Speed of the other systems\n",
-        *(
-            f"- {one['time']}: commit {one['commit']}, {one['device']} ({one['processor']}, {one['threads']} threads), "
-            f"{CLOCKS[one['clock']]}"
-            for one in content["environments"].values()
-        ),
+        *provenance(content),
         "\nOne model call through ComfyUI, dense and with the method in turn in one process, medians. *pairs*: queries "
         "times keys in attention, of the dense call's. A transformer spends a smaller part of its time in attention "
         "than the U-Net that ToDo was measured on, and its text tokens stay whole.\n",
@@ -202,3 +158,13 @@ def write(path: Path, content: dict[str, Any]) -> None:
     header = ["model", "on", "method", "px", "mask", "pairs", "attention s, dense", "method", "speedup",
               "call s, dense", "method", "speedup", "rounds", "the paper"]  # fmt: skip
     path.write_text("\n".join([*lines, record.table(header, rows)]) + "\n")
+
+
+BENCH = Bench(
+    "methods",
+    tuple(TRIALS),
+    measure,
+    write,
+    make=partial(host_model, kind=MethodModel),
+    key=("model", "device", "dtype", "row", "size", "mask"),
+)

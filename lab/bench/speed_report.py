@@ -1,56 +1,30 @@
-"""speed.json, speed.md and the plot."""
+"""speed.md and the plot."""
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 
 from lab.bench import record
+from lab.bench.results import Content, Entry, provenance
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-Entries = list[dict[str, Any]]
-
-# What makes two entries the same measurement.
-STEP_KEY = ("model", "device", "dtype", "context", "preset", "size", "mask")
-OVERHEAD_KEY = ("model", "device", "dtype")
-CLOCKS = {"wall": "seconds on the wall", "busy": "seconds of the process, on a machine shared with other work"}
 GOAL = 0.95  # measured speedup over ideal
 PLANNER_GOAL, PATCHING_GOAL = 0.060, 1.02
 
 
-def merge(path: Path, environment: dict[str, Any], steps: Entries, overhead: Entries) -> dict[str, Any]:
-    """The file's content with new entries in place of the ones they repeat; each keeps where it was measured.
-
-    A bench of minutes can so be measured in pieces, a model or a device at a time.
-    """
-    old = json.loads(path.read_text()) if path.is_file() else {"environments": {}, "steps": [], "overhead": []}
-    run = environment["time"]
-    content: dict[str, Any] = {"environments": {**old["environments"], run: environment}}
-    for name, key, new in (("steps", STEP_KEY, steps), ("overhead", OVERHEAD_KEY, overhead)):
-        known = {tuple(entry[part] for part in key): entry for entry in old[name]}
-        known |= {tuple(entry[part] for part in key): {**entry, "run": run} for entry in new}
-        content[name] = list(known.values())
-    used = {entry["run"] for name in ("steps", "overhead") for entry in content[name]}
-    content["environments"] = {run: entry for run, entry in content["environments"].items() if run in used}
-    return content
+def write(path: Path, content: Content) -> None:
+    """Write the report, and the plot beside it."""
+    path.write_text(markdown(content), encoding="utf-8")
+    if content.get("steps"):
+        plot(content["steps"], path.with_suffix(".png"))
 
 
-def write(folder: Path, content: dict[str, Any]) -> None:
-    """Write speed.json, speed.md and speed.png into a folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    record.write_json(folder / "speed.json", content)
-    (folder / "speed.md").write_text(markdown(content))
-    if content["steps"]:
-        plot(content["steps"], folder / "speed.png")
-
-
-def panels(steps: Entries) -> dict[tuple, Entries]:
+def panels(steps: list[Entry]) -> dict[tuple, list[Entry]]:
     """Entries by model, device, dtype and context, each sorted by size and mask."""
     found = defaultdict(list)
     for entry in sorted(steps, key=lambda entry: (entry["size"], entry["mask"])):
@@ -58,23 +32,18 @@ def panels(steps: Entries) -> dict[tuple, Entries]:
     return found
 
 
-def markdown(content: dict[str, Any]) -> str:
+def markdown(content: Content) -> str:
     """The whole report."""
-    lines = ["# Speed bench\n"]
-    for environment in content["environments"].values():
-        lines.append(
-            f"- {environment['time']}: commit {environment['commit']}, {environment['device']} "
-            f"({environment['processor']}, {environment['threads']} threads), torch "
-            f"{environment['versions'].get('torch', '?')}, {CLOCKS[environment['clock']]}"
-        )
-    lines += [
+    lines = [
+        "# Speed bench\n",
+        *provenance(content),
         "\nOne step of the transformer, dense and compressed in turn in one process, medians. *ideal*: counted "
         "operations of the dense step over the compressed one's, text tokens included. *efficiency*: measured over "
         f"ideal, the goal is {GOAL}. Few blocks of each model, random weights: what HiLo adds a step is spread over "
         "fewer blocks than in the real model. Masks are scattered, grown by the preset's dilation.\n",
         "![Speedup](speed.png)\n",
     ]
-    for (model, device, dtype, context, preset), entries in panels(content["steps"]).items():
+    for (model, device, dtype, context, preset), entries in panels(content.get("steps", [])).items():
         lines += [
             f"\n## {model}, {device}, {dtype}, {preset}, context {context}\n\n{entries[0]['blocks']} blocks, "
             f"{entries[0]['text_tokens']} text tokens\n",
@@ -84,12 +53,12 @@ def markdown(content: dict[str, Any]) -> str:
                 [line(entry) for entry in entries],
             ),
         ]  # fmt: skip
-    if content["overhead"]:
-        lines += ["\n## What HiLo costs where it saves nothing\n", *(overhead_line(e) for e in content["overhead"])]
+    if content.get("overhead"):
+        lines += ["\n## What HiLo costs where it saves nothing\n", overhead_lines(content["overhead"])]
     return "\n".join(lines) + "\n"
 
 
-def line(entry: dict[str, Any]) -> list[str]:
+def line(entry: Entry) -> list[str]:
     """One row of a table."""
     return [
         str(entry["size"]),
@@ -107,7 +76,7 @@ def line(entry: dict[str, Any]) -> list[str]:
     ]
 
 
-def overhead_line(entry: dict[str, Any]) -> str:
+def overhead_line(entry: Entry) -> str:
     """The overhead of one device as a list item."""
     low, high = entry["patched_over_dense_quartiles"]
     return (
@@ -119,18 +88,22 @@ def overhead_line(entry: dict[str, Any]) -> str:
     )
 
 
-def short(steps: Entries, overhead: Entries) -> str:
-    """What the terminal shows."""
-    shown = [
+def short(steps: list[Entry]) -> str:
+    """What the terminal shows of steps."""
+    return "\n".join(
         f"{entry['model']:24} {entry['size']:5} px {entry['mask']:6.1%}  "
         f"kept {entry['kept']:6,} of {entry['tokens']:6,}  ideal {entry['ideal_speedup']:5.2f}  "
         f"measured {entry['measured_speedup']:5.2f}  efficiency {entry['efficiency']:.2f}"
         for entry in steps
-    ]
-    return "\n".join([*shown, *map(overhead_line, overhead)])
+    )
 
 
-def plot(steps: Entries, path: Path) -> None:
+def overhead_lines(overhead: list[Entry]) -> str:
+    """The overhead of every device as a list."""
+    return "\n".join(map(overhead_line, overhead))
+
+
+def plot(steps: list[Entry], path: Path) -> None:
     """Measured and ideal speedup over the masked share, a panel a model."""
     found = panels(steps)
     columns = min(4, len(found))

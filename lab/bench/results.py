@@ -1,0 +1,164 @@
+"""A speed bench and its results on disk: a JSON file that is filled a model at a time, and the page made of it."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lab.bench import record
+from lab.bench.shapes import EDITORS, SHAPES, HostModel, TimedModel
+
+Entry = dict[str, Any]
+Content = dict[str, Any]  # "environments" by the time of the run, and lists of entries
+Scene = Callable[[int, float], tuple[torch.Tensor, torch.Tensor]]  # (size, ratio) -> picture and mask
+
+# What makes two entries the same measurement.
+KEY = ("model", "device", "dtype", "context", "preset", "size", "mask")
+CLOCKS = {"wall": "seconds on the wall", "busy": "seconds of the process, on a machine shared with other work"}
+
+
+def host_model(name: str, args: argparse.Namespace, kind: type[HostModel] = HostModel) -> HostModel:
+    """A model of `SHAPES` or `EDITORS`.
+
+    Raises:
+        LookupError: there is no ComfyUI, or it is too old for the family.
+    """
+    return kind((SHAPES | EDITORS)[name], args.clock, args.dtype)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """One thing that `python -m lab.speed` measures.
+
+    Attributes:
+        file: name of its JSON file and of its page, without a suffix.
+        models: what `--models` may name.
+        measure: (name, model, args of `lab.speed`, scene) -> entries of one model.
+        write: (path, content of the JSON file) writes the page.
+        default: models that are measured when none are named, all by default.
+        fallback: measured as well when none are named and one of the default ones cannot be had.
+        make: (name, args) -> a model; raises `LookupError` where it cannot be had.
+        told: entries just measured -> what the terminal shows.
+        entries: name of its list in the file.
+        key: fields that make two entries the same measurement.
+        contexts: what `--context` may be, the default first; empty: whatever there is.
+    """
+
+    file: str
+    models: Sequence[str]
+    measure: Callable[[str, Any, argparse.Namespace, Scene], list[Entry]]
+    write: Callable[[Path, Content], None]
+    default: Sequence[str] = ()
+    fallback: str = ""
+    make: Callable[[str, argparse.Namespace], TimedModel] = host_model
+    told: Callable[[list[Entry]], str] | None = None
+    entries: str = "entries"
+    key: tuple[str, ...] = KEY
+    contexts: tuple[str, ...] = ()
+
+    def run(self, args: argparse.Namespace, scene: Scene, environment: dict[str, Any]) -> int:
+        """Measure and write; 0 when something was measured."""
+        names = list(args.models or self.default or self.models)
+        found: list[Entry] = []
+        for name in names:
+            try:
+                model = self.make(name, args)
+            except LookupError as error:
+                print(f"{name}: {error}")
+                if self.fallback and not args.models and self.fallback not in names:
+                    names.append(self.fallback)  # once, at the end
+                continue
+            found += self.measure(name, model, args, scene)
+            del model
+            gc.collect()
+        if not found:
+            return 1
+        path = args.out / f"{self.file}.json"
+        content = merge(path, environment, self.entries, self.key, found)
+        record.write_json(path, content)
+        self.write(path.with_suffix(".md"), content)
+        if self.told:
+            print(self.told(found))
+        print(f"written to {args.out}")
+        return 0
+
+
+def merge(path: Path, environment: dict[str, Any], name: str, key: tuple[str, ...], new: list[Entry]) -> Content:
+    """A file's content with new entries in place of the ones they repeat; each keeps where it was measured.
+
+    A bench of minutes can so be measured in pieces, a model or a device at a time.
+
+    Args:
+        path: the JSON file, which may not be there yet.
+        environment: of the run, see `record.environment`.
+        name: of the list of entries.
+        key: fields that make two of them the same measurement.
+        new: entries.
+    """
+    old = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"environments": {}}
+    environments, run = {**old.pop("environments"), environment["time"]: environment}, environment["time"]
+    known = {tuple(entry[part] for part in key): entry for entry in old.get(name, [])}
+    known |= {tuple(entry[part] for part in key): {**entry, "run": run} for entry in new}
+    lists = {**old, name: list(known.values())}
+    used = {entry["run"] for entries in lists.values() for entry in entries}
+    return {"environments": {run: one for run, one in environments.items() if run in used}, **lists}
+
+
+def on_machine(args: argparse.Namespace) -> Entry:
+    """The fields of an entry that say what it was measured on, and how."""
+    return {
+        "device": args.device.type,
+        "dtype": str(args.dtype).removeprefix("torch."),
+        "clock": "busy" if args.busy else "wall",
+        "rounds": args.rounds,
+    }
+
+
+def common(
+    model: TimedModel, args: argparse.Namespace, size: int, mask: float, context: str = "", preset: str = ""
+) -> Entry:
+    """The fields that every entry of a model has.
+
+    Args:
+        model: that was timed.
+        args: of `lab.speed`.
+        size: pixels a side.
+        mask: share of the picture masked.
+        context, preset: those of `args` by default.
+    """
+    return {
+        "model": model.title,
+        "blocks": model.blocks,
+        "text_tokens": model.text,
+        **on_machine(args),
+        "context": context or args.context,
+        "preset": preset or args.preset,
+        "size": size,
+        "mask": mask,
+    }
+
+
+def provenance(content: Content) -> list[str]:
+    """Where the entries come from, as lines of a Markdown list."""
+    return [
+        f"- {one['time']}: commit {one['commit']}, {one['device']} ({one['processor']}, {one['threads']} threads), "
+        f"{_torch(one)}{CLOCKS[one['clock']]}"
+        for one in content["environments"].values()
+    ]
+
+
+def _torch(environment: dict[str, Any]) -> str:
+    version = environment.get("versions", {}).get("torch")
+    return f"torch {version}, " if version else ""
+
+
+def in_order(content: Content) -> list[Entry]:
+    """The entries by model, size and mask."""
+    return sorted(content["entries"], key=lambda entry: (entry["model"], entry["size"], entry["mask"]))
