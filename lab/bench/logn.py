@@ -8,7 +8,6 @@ Writes logn.json and logn.md into lab/results.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import statistics
 import time
@@ -157,9 +156,8 @@ def table(content: dict[str, Any]) -> str:
         "Error: largest deviation from the softmax in double precision, on the scale of the answer; *without log n* "
         "shows what is lost when a kernel ignores a mask.",
         "",
-        "| way | " + " | ".join(content["shapes"]) + " | largest error |",
-        "|---|" + "---|" * (len(content["shapes"]) + 1),
     ]
+    rows = []
     for way in WAYS:
         cells, errors = [], []
         for results in content["shapes"].values():
@@ -170,8 +168,8 @@ def table(content: dict[str, Any]) -> str:
             floor = results["without log n"]["milliseconds"]
             cells.append(f"{one['milliseconds']:.1f} ({one['milliseconds'] / floor - 1:+.0%})")
             errors.append(one["error"])
-        lines.append(f"| {way} | " + " | ".join(cells) + f" | {max(errors, default=math.nan):.4f} |")
-    lines.append("")
+        rows.append([way, *cells, f"{max(errors, default=math.nan):.4f}"])
+    lines.append(record.table(["way", *content["shapes"], "largest error"], rows))
     for shape, results in content["shapes"].items():
         ways = {way: one["milliseconds"] for way, one in results.items() if "milliseconds" in one}
         first = min(set(ways) - {"without log n"}, key=lambda way: ways[way])
@@ -198,8 +196,7 @@ def main(argv: list[str] | None = None) -> int:
         "stands_for": STANDS_FOR,
         "shapes": {name: measure(shape, args.device, dtype, args.times) for name, shape in SHAPES.items()},
     }
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "logn.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    record.write_json(args.out / "logn.json", content)
     page = table(content)
     (args.out / "logn.md").write_text(page, encoding="utf-8")
     print(page)
