@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from itertools import count
 from typing import Any
 
 import torch
 
 from ..hilo_core import Run
 from ..hilo_core.contexts import AttentionCall, Forward
+from ..hilo_core.contexts.base import KeysValuesMask
 from ..hilo_core.eager import Eager
 from ..hilo_core.families import Family
 from ..hilo_core.families.base import Sequence
@@ -26,7 +29,7 @@ def override(
     references: ReferenceCall | None,
     options: dict,
     blocks: Blocks | None = None,
-) -> Any:
+) -> Eager:
     """An ``optimized_attention_override`` that shows the context, around the one that another node has set.
 
     Args:
@@ -36,26 +39,54 @@ def override(
         options: the call's ``transformer_options``.
         blocks: of this model call, where they compute a part of the canvas only.
     """
-    before = options.get("optimized_attention_override")
+
+    def show(call: AttentionCall) -> KeysValuesMask:
+        keys = call.k.shape[call.dim]
+        fewer, cut = (0, None) if blocks is None else (blocks.fewer, blocks.cut)
+        start = family.canvas_start(model, sequence, keys + fewer)
+        call = replace(call, layer=sequence.calls, start=start or 0)
+        k, v, mask = call.k, call.v, call.mask
+        if references is not None:
+            starts = family.reference_starts(model, sequence, keys)
+            references.keep(call, starts)
+            mask = references.weigh(mask, call.q, keys, starts)
+        if start is not None and start >= 0:
+            k, v, mask = run.work.attend(forward, replace(call, mask=mask), cut)
+        if references is not None:
+            k, v, mask = references.recall(call, k, v, mask)
+        sequence.calls += 1
+        return k, v, mask
+
+    return _override(show, options.get("optimized_attention_override"))
+
+
+# Layers of a ControlNet are counted from here, so that they are not taken for the model's.
+CONTROL_LAYERS = 1 << 16
+
+
+def control_override(run: Run, forward: Forward) -> Eager:
+    """An ``optimized_attention_override`` that shows the context to a ControlNet, which attends to the canvas alone.
+
+    Args:
+        run, forward: of this model call.
+    """
+    layer = count(CONTROL_LAYERS)
+    return _override(lambda call: run.work.attend(forward, replace(call, layer=next(layer))))
+
+
+def _override(show: Callable[[AttentionCall], KeysValuesMask], before: Any = None) -> Eager:
+    """An override in which attention gets the keys, values and mask that ``show`` makes of a call.
+
+    Args:
+        show: is given a call with ``layer`` and ``start`` 0.
+        before: the override that another node has set.
+    """
 
     def attention(
         function: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: int, *args: Any, **kwargs: Any
     ) -> Any:
-        dim = 2 if kwargs.get("skip_reshape") else 1
-        keys, layer = k.shape[dim], sequence.calls
-        fewer, cut = (0, None) if blocks is None else (blocks.fewer, blocks.cut)
-        start = family.canvas_start(model, sequence, keys + fewer)
         mask = args[0] if args else kwargs.get("mask")
-        shown, call = mask, AttentionCall(layer, q, k, v, mask, start or 0, dim, heads)
-        if references is not None:
-            starts = family.reference_starts(model, sequence, keys)
-            references.keep(call, starts)
-            shown = references.weigh(shown, q, keys, starts)
-        if start is not None and start >= 0:
-            k, v, shown = run.work.attend(forward, replace(call, mask=shown), cut)
-        if references is not None:
-            k, v, shown = references.recall(call, k, v, shown)
-        sequence.calls += 1
+        k, v, shown = show(AttentionCall(0, q, k, v, mask, 0, 2 if kwargs.get("skip_reshape") else 1, heads))
         if shown is not mask:
             args, kwargs = ((shown, *args[1:]), kwargs) if args else ((), {**kwargs, "mask": shown})
             function = that_sees_masks(function)

@@ -154,6 +154,7 @@ class HiLoPatch:
         if forward.attends:
             attention = override(self.family, model, run, forward, sequence, references, options, blocks)
             options = {**options, "optimized_attention_override": attention}
+        options = pack_patches(run, forward, options)
         x = shaped(run.with_fixed_noise(flat(x), t, noiser), x)
         embedding = low_embedded(self.family, model, forward, self.method)
         with self.family.positions(model, sequence), embedding:
@@ -166,7 +167,6 @@ class HiLoPatch:
                 if c_concat is not None:
                     c_concat = shaped(run.pack_condition(flat(c_concat), forward.canvas), c_concat)
                 control = pack_control(run, forward, control)
-                options = pack_patches(run, forward.canvas, options)
                 kwargs = pack_attention_mask(run, forward, kwargs)
                 with run.timed(dense=False):
                     denoised = executor(canvas, t, c_concat, c_crossattn, control, options, **kwargs)

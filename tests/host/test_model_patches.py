@@ -20,6 +20,7 @@ from host.attention import count_attention_tokens
 from host.inpaint import HEIGHT, TEXT, TOKENS, WIDTH, Job
 
 SPECS = [name for name in ("qwen_image", "z_image") if name in tiny.families()]
+VERSIONS = {"qwen_image": [False], "z_image": [False, True]}  # whether a ControlNet acts in the refiner, too
 
 
 def vae(frames: bool) -> Any:
@@ -35,13 +36,18 @@ def vae(frames: bool) -> Any:
 
 
 @torch.no_grad()
-def controlled(job: Job, picture: torch.Tensor) -> Any:
+def controlled(job: Job, picture: torch.Tensor, refined: bool = False) -> Any:
     """The model behind a random ControlNet of its kind, as QwenImageDiffsynthControlnet and ZImageFunControlnet leave
-    it."""
+    it; `refined` as Fun's second version for Z-Image, which acts in the refiner, too."""
     patcher = job.model.patcher.clone()
     if job.name == "z_image":
         net = import_module("comfy.ldm.lumina.controlnet").ZImage_Control(
-            dim=256, n_heads=2, n_kv_heads=2, n_control_layers=15, operations=comfy.ops.manual_cast
+            dim=256,
+            n_heads=2,
+            n_kv_heads=2,
+            n_control_layers=30,
+            refiner_control=refined,
+            operations=comfy.ops.manual_cast,
         )
         patch = nodes_model_patch.ZImageControlPatch(model_patch(net), vae(False), picture, 1.0)
         patcher.set_model_noise_refiner_patch(patch)
@@ -84,23 +90,38 @@ def test_a_control_picture_goes_with_its_tokens(name: str, pack: ModuleType) -> 
     assert job.change_inside(run(torch.where(pixels, 0.5, picture), context="low"), low) > 1e-5, "low tokens carry it"
 
 
-def test_a_cached_context_is_exact_under_diffsynth(pack: ModuleType) -> None:
-    """Its blocks act on each token alone, so a compressed step right after the dense one gives the same."""
-    job = Job(pack, "qwen_image", height=192, width=128, box=(64, 96, 64, 112))
-    patcher = controlled(job, control_picture(job, 192, 128))
-    answers: list[torch.Tensor] = []
+@pytest.mark.parametrize(
+    ("name", "refined"), [*((name, False) for name in SPECS), *((name, True) for name in SPECS[1:])]
+)
+def test_a_fresh_cache_is_exact_under_control(name: str, refined: bool, pack: ModuleType) -> None:
+    """A compressed step right after the dense one gives the same: control, too, sees what is left out."""
+    job = Job(pack, name, height=192, width=128, box=(64, 96, 64, 112))
+    patcher = controlled(job, control_picture(job, 192, 128), refined)
 
-    def ask(denoiser: Any, x: torch.Tensor, sigmas: torch.Tensor, extra_args: Any, **_: Any) -> torch.Tensor:
-        answers.extend(denoiser(x, sigmas[0].expand(x.shape[0]), **extra_args) for _ in range(2))
-        return answers[-1]
+    @torch.no_grad()  # control adds in place, as it may under the host's nodes
+    def ask(patcher: Any, times: int, **widgets: Any) -> list[torch.Tensor]:
+        answers: list[torch.Tensor] = []
 
-    comfy.sample.sample_custom(
-        job.patched(patcher, context="cache", refresh=0), comfy.sample.prepare_noise(job.latent, 0), 1.0,
-        comfy.samplers.KSAMPLER(ask), torch.tensor([0.7, 0.3, 0.0]), job.positive, job.negative, job.latent,
-        disable_pbar=True, seed=0,
-    )  # fmt: skip
-    dense, compressed = answers
-    assert (compressed - dense).abs().max() <= 2e-5 * dense.abs().max()
+        def repeat(denoiser: Any, x: torch.Tensor, sigmas: torch.Tensor, extra_args: Any, **_: Any) -> torch.Tensor:
+            answers.extend(denoiser(x, sigmas[0].expand(x.shape[0]), **extra_args) for _ in range(times))
+            return answers[-1]
+
+        comfy.sample.sample_custom(
+            job.patched(patcher, **widgets), comfy.sample.prepare_noise(job.latent, 0), 1.0,
+            comfy.samplers.KSAMPLER(repeat), torch.tensor([0.7, 0.3, 0.0]), job.positive, job.negative, job.latent,
+            disable_pbar=True, seed=0,
+        )  # fmt: skip
+        return answers
+
+    for widgets in ({"context": "cache", "refresh": 0}, {"context": "rolling"}):
+        with count_attention_tokens() as calls:
+            dense, *compressed = ask(patcher, 3, capture=0.0, **widgets)
+        scale = dense.abs().max()
+        assert len({queries for queries, _ in calls}) > 1, "no call ran compressed"
+        for answer in compressed:
+            assert (answer - dense).abs().max() <= 2e-5 * scale, widgets
+        uncontrolled, *_ = ask(job.model.patcher, 1, capture=0.0, **widgets)
+        assert (uncontrolled - dense).abs().max() > 1e-3 * scale, "control does not matter"
 
 
 @pytest.mark.parametrize("name", SPECS)
