@@ -161,7 +161,7 @@ def test_a_family_without_replaceable_blocks_is_refused(pack: ModuleType) -> Non
     assert torch.equal(job.hilo({"method": "sdtm", "on_unsupported": "dense"}), job.dense())
 
 
-@pytest.mark.skipif("flux2_edit" not in tiny.families(), reason="this ComfyUI gives references no timestep of their own")
+@pytest.mark.skipif("flux2_edit" not in tiny.families(), reason="this ComfyUI has no Flux.2")
 def test_references_with_a_timestep_of_their_own_run_dense(pack: ModuleType, caplog: pytest.LogCaptureFixture) -> None:
     """The model marks them by their place in the sequence, which cut blocks would move."""
     job = Job(pack, "flux2_edit")
