@@ -107,14 +107,14 @@ class ReuseOfRun:
     kept: Reuse
     model: ReferenceType[Any]
     identity: str
-    conds: dict[Hashable, str] = field(default_factory=dict)
+    conds: dict[Hashable, Hashable] = field(default_factory=dict)
     calls: int = 0
 
     def noise(self, own: torch.Tensor) -> torch.Tensor:
         """``(B, C, h, w)`` the noise to put on what is left out; ``own`` is the run's."""
         return self.kept.noise(self.identity, own)
 
-    def name(self, conds: Hashable, *content: Any) -> str:
+    def name(self, conds: Hashable, *content: Any) -> Hashable:
         """Conditionings by their content, looked at once a run.
 
         Args:

@@ -9,6 +9,7 @@ from typing import Any
 
 from hilo_core import CONTEXTS, PRESETS, PlanSettings
 from hilo_core.schedule import Schedule
+from lab.bench.ranks import RANKS, SOBEL
 
 # What the study's rows share with the balanced preset, so that they differ in one thing at a time. A share of the
 # tokens, not a threshold, decides how many are added, so that edges and random tokens cost the same.
@@ -41,11 +42,14 @@ class Row:
         method: which of the tokens each step and layer computes, a name in `hilo_core.METHODS`.
         options: of the context and of the method, such as `proportional`.
         encoded: low tokens from a small picture through the autoencoder, else averaged from the latent.
-        random: rank tokens outside the edit region by chance and not by their edges.
+        rank: tokens outside the edit region by another map than their edges', a name in `lab.bench.ranks.RANKS`.
+        reused: keys and values come from a run with another seed, which is not timed.
         exact: exactly edit region + share, not rounded up to whole canvas rows as the nodes do.
         core: also runs at the sizes and steps that have few pictures.
         wide: also runs at 768 px and 20 steps, where tokens are fine against a mask, and a dense step is one of many.
         entrance: what the entrance test of the model needs.
+        study: what the tokens that Sobel chooses are worth, kept or refreshed first.
+        preset: what a preset of the planner could be under the default context.
         node: can be had from the nodes in ComfyUI (`--host`).
     """
 
@@ -59,22 +63,25 @@ class Row:
     method: str = "hilo"
     options: Mapping[str, Any] = field(default_factory=dict)
     encoded: bool = True
-    random: bool = False
+    rank: str = SOBEL
+    reused: bool = False
     exact: bool = False
     core: bool = False
     wide: bool = False
     entrance: bool = False
+    study: bool = False
+    preset: bool = False
     node: bool = False
 
 
-def study(detail: float, factor: int) -> PlanSettings:
+def study(detail: float, factor: int, dilation: int = PlanSettings.dilation) -> PlanSettings:
     """Settings of a row of the study: `detail` of the tokens outside the edit region, low tokens of `factor` a side."""
-    return PlanSettings(detail=detail, threshold=0.0, low_factor=factor)
+    return PlanSettings(dilation, detail, threshold=0.0, low_factor=factor)
 
 
-def cached(context: str, **options: Any) -> dict[str, Any]:
+def cached(context: str, dilation: int = PlanSettings.dilation, **options: Any) -> dict[str, Any]:
     """A row of the study whose context keeps keys and values of what is left out."""
-    return dict(settings=study(0, 0), context=context, options=options, exact=True)
+    return dict(settings=study(0, 0, dilation), context=context, options=options, exact=True)
 
 
 def other(method: str, title: str, **options: Any) -> Row:
@@ -83,6 +90,12 @@ def other(method: str, title: str, **options: Any) -> Row:
 
 
 BALANCED = "hilo_balanced"
+RANKED = {
+    "random": "random",
+    "laplacian": "strongest Laplacian",
+    "spectrum": "strongest FFT band",
+    "near": "edges near the edit region",
+}
 NO_LOG_N = {"proportional": False}
 ENDS = Schedule(last=1)  # a cache's first step is dense anyway
 LATE = Schedule(last=1, capture=0.1)  # keys of almost pure noise foretell little; low tokens stand in until then
@@ -98,21 +111,32 @@ ROWS: dict[str, Row] = {
     },
     "crop": Row("crop round the mask, x1.2", Kind.CROP, core=True, wide=True),
     "crop_equal_cost": Row("crop round the mask at equal cost", Kind.CROP, equal_to=BALANCED, core=True),
-    "edit_only": Row("edit region only", settings=study(0, 0), exact=True, core=True, wide=True, entrance=True),
-    "random": Row("edit + random", settings=study(DETAIL, 0), random=True, exact=True),
-    "high": Row("edit + high", settings=study(DETAIL, 0), exact=True),
+    "edit_only": Row(
+        "edit region only", settings=study(0, 0), exact=True, core=True, wide=True, entrance=True, study=True
+    ),
+    "high": Row("edit + high", settings=study(DETAIL, 0), exact=True, study=True),
+    **{
+        rank: Row(f"edit + {RANKED[rank]}", settings=study(DETAIL, 0), rank=rank, exact=True, study=True)
+        for rank in RANKS
+    },
     "low": Row("edit + low", settings=study(0, FACTOR), context="low", options=NO_LOG_N, exact=True),
-    "low_log_n": Row("edit + low, log n", settings=study(0, FACTOR), context="low", exact=True),
+    "low_log_n": Row("edit + low, log n", settings=study(0, FACTOR), context="low", exact=True, study=True),
     "high_low": Row("edit + high + low", settings=study(DETAIL, FACTOR), context="low", options=NO_LOG_N, exact=True),
     "high_low_log_n": Row("edit + high + low, log n", settings=study(DETAIL, FACTOR), context="low", exact=True),
     "random_low_log_n": Row(
-        "edit + random + low, log n", settings=study(DETAIL, FACTOR), context="low", random=True, exact=True
+        "edit + random + low, log n", settings=study(DETAIL, FACTOR), context="low", rank="random", exact=True
     ),
     "high_low_averaged": Row(
         "the same, low tokens averaged", settings=study(DETAIL, FACTOR), context="low", encoded=False, exact=True
     ),
     "high_low2_log_n": Row("edit + high + low 2 a side, log n", settings=study(DETAIL, 2), context="low", exact=True),
     "high_low8_log_n": Row("edit + high + low 8 a side, log n", settings=study(DETAIL, 8), context="low", exact=True),
+    # A quarter of the tokens outside the edit region, spent in three ways.
+    "quarter_high": Row("edit + high 25 %", settings=study(0.25, 0), exact=True, study=True),
+    "quarter_high_low": Row(
+        "edit + high 20 % + low, log n", settings=study(0.2, 4), context="low", exact=True, study=True
+    ),
+    "quarter_low": Row("edit + low 2 a side, log n", settings=study(0, 2), context="low", exact=True, study=True),
     **{
         f"hilo_{name}": Row(
             f"HiLo {name} (context low)",
@@ -145,17 +169,59 @@ ROWS: dict[str, Row] = {
             f"edit + rolling {share:.0%} from 10 % on, forecast, last step dense",
             **cached("rolling", share=share, forecast="linear", schedule=LATE),
             wide=share == 0.05,
+            study=share == 0.05,
+            preset=True,
         )
         for share in (0.05, 0.1, 0.2)
+    },
+    **{
+        f"rolling_5_late_{name}": Row(
+            f"the same 5 %, {title} first",
+            **cached("rolling", share=0.05, forecast="linear", schedule=LATE, order=order),
+            rank=rank,
+            study=True,
+        )
+        for name, title, order, rank in (
+            ("edges", "edges", "edges", SOBEL),
+            ("distance", "nearest to the edit region", "distance", SOBEL),
+            *((rank, RANKED[rank], "edges", rank) for rank in RANKS if rank != "random"),
+        )
+    },
+    **{
+        f"auto_dilation_{pixels}": Row(
+            f"edit region grown by {pixels} px, context auto", **cached("auto", pixels), preset=True
+        )
+        for pixels in (8, 16, 48)
     },
     "rolling_20_cold": Row("edit + rolling 20 %, cold", **cached("rolling", share=0.2, warm=False)),
     **{
         f"context_{name.replace(' ', '_')}": Row(
-            f"HiLo balanced, context {name}", context=name, core=True, node=True, wide=name == "auto"
+            f"HiLo balanced, context {name}",
+            context=name,
+            core=True,
+            node=True,
+            wide=name == "auto",
+            preset=name == "auto",
         )
         for name in CONTEXTS
         if name != "low"  # that one is hilo_balanced
     },
+    **{
+        f"auto_{name}": Row(
+            f"HiLo {name}, context auto", settings=settings, context="auto", core=True, node=True, preset=True
+        )
+        for name, settings in PRESETS.items()
+        if name != "balanced"  # that one is context_auto
+    },
+    "auto_reuse": Row(
+        "HiLo balanced, context auto, after a run with another seed", context="auto", reused=True, core=True, wide=True
+    ),
+    "cache_reuse": Row(
+        "edit + K/V at 10 % and every 9 steps, forecast, after a run with another seed",
+        **cached("cache", refresh=9, forecast="linear", schedule=Schedule(capture=0.1)),
+        reused=True,
+        core=True,
+    ),
     **{
         f"lazy_{name}": Row(
             f"LazyDiffusion, {name} dilation", settings=PRESETS[name], method="lazy", core=True, node=True
@@ -178,7 +244,7 @@ def chosen(names: list[str] | None, only: str = "") -> dict[str, Row]:
 
     Args:
         names: keys of `ROWS`; none means all.
-        only: leave out rows without this mark: `core`, `wide`, `entrance`.
+        only: leave out rows without this mark: `core`, `wide`, `entrance`, `study`, `preset`.
 
     Raises:
         ValueError: an unknown row.

@@ -21,6 +21,8 @@ from lab.autoencoder import encode
 from lab.bench.cases import TOKEN, Case
 from lab.bench.clock import Clock
 from lab.bench.cost import Meter
+from lab.bench.ranks import RANKS, SOBEL
+from lab.bench.reused import HandingOn
 from lab.bench.rows import Kind, Row
 from lab.dit import CONTEXT_TOKENS
 from lab.hilo import Compressed, grid_of
@@ -110,7 +112,10 @@ class LabRunner:
             if row.kind is Kind.CROP:
                 return self._crop(row, case, steps, done)
             if row.kind is Kind.HILO:
-                return self._paint(case, steps, compressed(row, case, steps, self.vae, self.device).begin)
+                planned = compressed(row, case, steps, self.vae, self.device)
+                return (
+                    self._paint_again(case, steps, planned) if row.reused else self._paint(case, steps, planned.begin)
+                )
             share = done[row.equal_to].flops / done["dense"].flops if row.equal_to else row.steps
             steps = max(1, round(steps * share))
             return self._paint(case, steps, None, case.seed + OTHER_SEED * row.other_seed)
@@ -136,6 +141,12 @@ class LabRunner:
         raw = self.vae.decoded[0].permute(1, 2, 0).cpu().numpy()
         whole = case.mask.size / TOKEN**2
         return Outcome(raw, float(np.mean(self.meter.tokens)) / whole, self.meter.flops, ticks[-1] - ticks[0])
+
+    def _paint_again(self, case: Case, steps: int, planned: Compressed) -> Outcome:
+        """The second of two runs, with the case's own seed; the first one's is another."""
+        runs = HandingOn(planned, self.dit)
+        self._paint(case, steps, runs.begin, case.seed + OTHER_SEED)
+        return self._paint(case, steps, runs.begin)
 
     def _crop(self, row: Row, case: Case, steps: int, done: dict[str, Outcome]) -> Outcome:
         box = crop_box(case.mask)
@@ -165,10 +176,8 @@ def compressed(row: Row, case: Case, steps: int, vae: Any, device: torch.device)
     """The planned run of a HiLo row."""
     plan = make_plan(torch.from_numpy(case.image)[None], torch.from_numpy(case.mask)[None].float(), row.settings)
     grid = grid_of(plan)
-    if row.random:
-        generator = torch.Generator().manual_seed(case.seed)
-        noise = torch.rand(grid.rows, grid.cols, generator=generator)
-        plan = replace(plan, energy=noise.repeat_interleave(TOKEN, 0).repeat_interleave(TOKEN, 1))
+    if row.rank != SOBEL:
+        plan = replace(plan, energy=RANKS[row.rank](plan, grid, case.seed))
     context = make_context(row.context, **row.options)
     low = None
     if context.uses_low and row.encoded:

@@ -12,6 +12,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hilo_core import PlanSettings, make_plan
+from hilo_core.frequency import regionalise
 from lab import quality, sampling
 from lab.autoencoder import build_autoencoder, export_autoencoder
 from lab.bench import metrics
@@ -19,11 +21,13 @@ from lab.bench.cases import folder_cases, held_out_case
 from lab.bench.clock import Clock
 from lab.bench.cost import Meter, count_flops
 from lab.bench.quality_report import UNFIT
+from lab.bench.ranks import RANKS
 from lab.bench.rows import ROWS, Kind, chosen, running_order
 from lab.bench.runners import Box, LabRunner, compressed, crop_box, shrunk
 from lab.bench.summary import entrance, table_rows
 from lab.bench.verdict import judge
 from lab.dit import CONTEXT_TOKENS, build_dit, export_dit
+from lab.hilo import grid_of
 from lab.masks import GROUPS
 from lab.pictures import HELD_OUT_SEED, KINDS
 
@@ -222,11 +226,56 @@ def test_study_rows_keep_exactly_what_they_say(name: str) -> None:
     assert (plan.low is not None) == (ROWS[name].context == "low")
 
 
-def test_random_tokens_are_not_the_edges() -> None:
+@pytest.mark.parametrize("rank", RANKS)
+def test_every_rank_chooses_tokens_of_its_own(rank: str) -> None:
     case, vae = held_out_case("small", 1, 256), build_autoencoder().eval()
-    kept = {name: compressed(ROWS[name], case, 8, vae, CPU).grid_plan.kept.tolist() for name in ("random", "high")}
-    again = compressed(ROWS["random"], case, 8, vae, CPU).grid_plan.kept.tolist()
-    assert kept["random"] == again and kept["random"] != kept["high"] and len(kept["random"]) == len(kept["high"])
+    kept = {name: compressed(ROWS[name], case, 8, vae, CPU).grid_plan.kept.tolist() for name in (rank, "high")}
+    again = compressed(ROWS[rank], case, 8, vae, CPU).grid_plan.kept.tolist()
+    assert kept[rank] == again and kept[rank] != kept["high"] and len(kept[rank]) == len(kept["high"])
+
+
+def test_ranks_find_what_they_are_named_for() -> None:
+    """A picture with a smooth slope to the left, fine stripes to the right, and the mask at the left edge."""
+    across = torch.linspace(0, 1, 64).expand(64, 64)
+    stripes = (torch.arange(64) // 2 % 2).float().expand(64, 64)
+    picture = torch.cat([across, stripes], 1)[None, ..., None].expand(-1, -1, -1, 3)
+    mask = torch.zeros(1, 64, 128)
+    mask[:, :16, :16] = 1
+    plan = make_plan(picture, mask, PlanSettings(dilation=0))
+    grid = grid_of(plan)
+    tokens = {
+        rank: regionalise(find(plan, grid, 0), grid.rows, grid.cols, grid.token_px).view(grid.rows, grid.cols)
+        for rank, find in RANKS.items()
+    }
+    for rank in ("laplacian", "spectrum"):
+        assert tokens[rank][:, :3].max() < 0.1 * tokens[rank][:, 5:7].min(), rank
+    assert tokens["near"][0, 5] > 1.1 * tokens["near"][0, 6], "of two equal tokens the one at the mask"
+
+
+def test_refresh_orders_follow_the_rank() -> None:
+    case, vae = held_out_case("small", 1, 256), build_autoencoder().eval()
+    orders = {}
+    for name in ("rolling_5_late", *(f"rolling_5_late_{rank}" for rank in ("edges", "distance", "laplacian", "near"))):
+        run = compressed(ROWS[name], case, 8, vae, CPU)
+        state = run.context.start(run.grid_plan, 8)
+        orders[name] = tuple(state.ranked.tolist())  # type: ignore[attr-defined]
+    assert len(set(orders.values())) == len(orders) and len({tuple(sorted(one)) for one in orders.values()}) == 1
+
+
+@pytest.mark.parametrize("mark", ["study", "preset"])
+def test_marks_choose_rows(mark: str) -> None:
+    rows = chosen(None, mark)
+    assert len(rows) > 5 and all(getattr(row, mark) for name, row in rows.items() if name != "dense")
+
+
+@pytest.mark.parametrize(("name", "plain"), [("auto_reuse", "context_auto"), ("cache_reuse", "cache_9_linear")])
+def test_a_second_run_takes_over_the_firsts_keys_and_values(name: str, plain: str, runner: LabRunner) -> None:
+    """Of another seed: cheaper by its dense steps, and not the same picture, but nearer to it than without context."""
+    case = held_out_case("small", 0, 256)
+    rows = {one: runner.run(ROWS[one], case, 10, {}) for one in ("dense", name, plain, "edit_only")}
+    assert rows[name].flops < rows[plain].flops - 0.5 * rows["dense"].flops / 10
+    error = {one: np.abs(outcome.raw - rows["dense"].raw)[case.mask].mean() for one, outcome in rows.items()}
+    assert not np.array_equal(rows[name].raw, rows[plain].raw) and error[name] < error["edit_only"]
 
 
 def test_rows_see_the_same_noise_and_cost_what_they_compute(runner: LabRunner) -> None:
