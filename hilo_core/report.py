@@ -18,27 +18,36 @@ WIDTH = 3072
 TEXT_TOKENS = 512
 
 
-def step_speed(tokens: int, all_tokens: int) -> float:
+def step_speed(tokens: int, all_tokens: int, keys: int | None = None) -> float:
     """How many times faster a step on ``tokens`` is than one on ``all_tokens``, by its multiply-adds.
 
-    A block of width D on n tokens takes 12 n D^2 in its linear layers and 2 n^2 D in attention, text included. The
-    planner knows no model, so this is the figure for one like Flux.1; Run's facts hold what was measured.
+    A block of width D on n tokens that see m keys takes 12 n D^2 in its linear layers and 2 n m D in attention, text
+    included. The planner knows no model, so this is the figure for one like Flux.1; Run's facts hold what was measured.
+
+    Args:
+        tokens, all_tokens: of the picture.
+        keys: of the picture that the tokens see, where that is more than themselves (a cache).
     """
 
-    def cost(picture: int) -> int:
-        n = picture + TEXT_TOKENS
-        return n * (6 * WIDTH + n)
+    def cost(queries: int, keys: int) -> int:
+        return (queries + TEXT_TOKENS) * (6 * WIDTH + keys + TEXT_TOKENS)
 
-    return cost(all_tokens) / cost(tokens)
+    return cost(all_tokens, all_tokens) / cost(tokens, tokens if keys is None else keys)
 
 
 def headline(grid_plan: GridPlan) -> str:
     """What the artist reads first: ``1,184 of 4,096 tokens, about 3.1× a step``."""
-    if grid_plan.dense:
-        return "nothing to save: runs dense"
     count = grid_plan.grid.count
-    speed = step_speed(grid_plan.tokens, count)
-    return f"{grid_plan.tokens:,} of {count:,} tokens, about {speed:.1f}× a step"
+    return in_words(grid_plan.tokens, count, step_speed(grid_plan.tokens, count), grid_plan.dense)
+
+
+def in_words(tokens: int, all_tokens: int, speed: float | None, dense: bool = False) -> str:
+    """Counts and an estimate of speed in words, see ``headline``."""
+    if dense:
+        return "nothing to save: runs dense"
+    if speed is None:
+        return f"all {all_tokens:,} tokens, each at less cost"
+    return f"{tokens:,} of {all_tokens:,} tokens, about {speed:.1f}× a step"
 
 
 def describe(plan: TokenPlan, grid_plan: GridPlan) -> str:
@@ -48,7 +57,7 @@ def describe(plan: TokenPlan, grid_plan: GridPlan) -> str:
     n_edit = int(grid_plan.edit.sum())
     n_low = len(grid_plan.low) if grid_plan.low else 0
     lines = [
-        headline(grid_plan),
+        headline(grid_plan) + ("" if grid_plan.dense else f" with context {'low' if n_low else 'none'}"),
         f"mask {share:.2%} of {plan.size[1]} x {plan.size[0]} pixels, dilated by {plan.settings.dilation}",
         f"edit region {n_edit:,}, high frequency {grid_plan.high:,}, low frequency {n_low:,} tokens of "
         f"{grid.token_px} pixels",
@@ -95,14 +104,17 @@ def legend(grid_plan: GridPlan) -> list[tuple[int, str, str]]:
     return [(kind, NAMES[kind], count) for kind, count in told.items()]
 
 
-def token_map(grid_plan: GridPlan) -> np.ndarray:
+def token_map(classes: np.ndarray) -> np.ndarray:
     """One pixel a token, to be laid over the picture and enlarged without smoothing.
+
+    Args:
+        classes: ``(rows, cols)`` uint8 as ``GridPlan.classes`` gives them.
 
     Returns:
         ``(rows, cols, 4)`` uint8 RGBA: the class's colour, its strength as alpha.
     """
     alpha = (np.array(STRENGTH)[:, None] * 255).round().astype(np.uint8)
-    return np.concatenate([COLOURS, alpha], axis=1)[grid_plan.classes()]
+    return np.concatenate([COLOURS, alpha], axis=1)[classes]
 
 
 def mask_outline(plan: TokenPlan) -> list[np.ndarray]:

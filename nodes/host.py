@@ -22,7 +22,7 @@ from .attention import override
 from .blocks import Blocks, why_whole
 from .conditions import flat, pack_attention_mask, pack_control, shaped, why_dense, without_step_caches
 from .encode import encoded_once
-from .events import announce, told
+from .events import announce
 from .foretell import expected
 from .model_patches import pack_patches
 from .reuse import freed_with, name, share
@@ -99,7 +99,7 @@ class HiLoPatch:
         finally:
             if run is not None:
                 log.info("HiLo Token: %s", run.summary())
-                announce(self.node, told(run.facts()))
+                announce(self.node, run.facts())
 
     def apply_model(
         self,
@@ -218,7 +218,7 @@ class HiLoPatch:
     def _dense(self, reason: str, level: int = logging.WARNING) -> None:
         """Say why this run has no ``Run``."""
         log.log(level, "HiLo Token: %s; the model runs dense", reason)
-        announce(self.node, ["ran dense", f"{reason}."])
+        announce(self.node, {"dense": reason})
 
 
 def encode_low_picture(plan: TokenPlan, family: Family, model: Any, vae: Any) -> torch.Tensor:

@@ -184,7 +184,7 @@ class HiLoPatchModel(io.ComfyNode):
         except UnsupportedModel as error:
             if on_unsupported == "dense":
                 log.warning("HiLo Patch Model: %s; it runs dense", error)
-                announce(page_node, ["runs dense", f"{error}."])
+                announce(page_node, {"dense": str(error)})
                 return io.NodeOutput(model.clone())
             raise UnsupportedModel(
                 f"HiLo Patch Model: {error}; bypass the node, or set on_unsupported to dense"

@@ -7,7 +7,9 @@ import logging
 import torch
 from comfy_api.latest import io, ui
 
-from ..hilo_core import PRESETS, Grid, PlanSettings, TokenPlan, make_plan, report
+from ..hilo_core import PRESETS, Grid, PlanSettings, TokenPlan, make_context, make_method, make_plan, report
+from ..hilo_core.contexts.rolling import AutoContext
+from ..hilo_core.outlook import Outlook, outlook
 from .schema import CATEGORY, HiLoPlan, newer
 
 LOW_FACTORS = ("off", "2", "4", "8", "16")
@@ -112,7 +114,7 @@ class HiLoTokenPlanner(io.ComfyNode):
             plan,
             plan.edit_region.float(),
             report.overlay(plan, on_grid),
-            report.describe(plan, on_grid),
+            f"{outlook_of(plan).headline} with context {AutoContext.name}\n{report.describe(plan, on_grid)}",
             ui={"hilo_plan": [_remember(plan)]},
         )
 
@@ -131,6 +133,15 @@ def settings_of(
         raise ValueError(f"low_factor is {low_factor!r}; it must be one of {', '.join(LOW_FACTORS)}")
     factor = 0 if low_factor == "off" else int(low_factor)
     return PRESETS.get(preset) or PlanSettings(dilation, detail, threshold, factor)
+
+
+def outlook_of(plan: TokenPlan, context: str = AutoContext.name, method: str = "hilo", share: float = 0.2) -> Outlook:
+    """What a step of most models computes under these widgets of HiLo Patch Model, whose defaults are these.
+
+    Raises:
+        ValueError: no such context or method, or a share out of its range.
+    """
+    return outlook(plan, Grid.of_picture(plan.size), make_context(context, share=share), make_method(method))
 
 
 def _remember(plan: TokenPlan) -> str:

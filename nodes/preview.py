@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
@@ -19,8 +20,9 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
-from ..hilo_core import Grid, PlanSettings, TokenPlan, make_plan, report
-from .planner import settings_of
+from ..hilo_core import PlanSettings, TokenPlan, make_plan, report
+from ..hilo_core.outlook import Outlook
+from .planner import outlook_of, settings_of
 
 MAX_PIXELS = 32_000_000  # of all frames together: 384 MB as floats, and about a second to plan
 THUMBNAIL_PX = 768
@@ -69,7 +71,14 @@ def find_file(name: Any) -> File:
     return File(name, path, state.st_mtime_ns, state.st_size)
 
 
-def preview(image: Any, mask: Any, channel: Any, settings: dict[str, Any], with_picture: bool) -> dict[str, Any]:
+def preview(
+    image: Any,
+    mask: Any,
+    channel: Any,
+    settings: dict[str, Any],
+    with_picture: bool = False,
+    use: dict[str, Any] | None = None,
+) -> dict[str, Any]:
     """The plan of a picture as JSON, see ``shown``.
 
     Args:
@@ -77,15 +86,16 @@ def preview(image: Any, mask: Any, channel: Any, settings: dict[str, Any], with_
         channel: what of the mask's picture is the mask: ``alpha`` (as the mask editor saves it), ``red``, ...
         settings: the planner's widgets by name.
         with_picture: add the picture itself, as a small JPEG.
+        use: the widgets of HiLo Patch Model that say what becomes of the plan, see ``outlook_of``.
 
     Raises:
         ValueError: one sentence that names the input and the fix.
     """
     if channel not in CHANNELS:
         raise ValueError(f"channel is {str(channel)[:40]!r}; it must be one of {', '.join(CHANNELS)}")
-    unknown = set(settings) - set(inspect.signature(settings_of).parameters)
-    if unknown:
-        raise ValueError(f"settings has {sorted(unknown)[0][:40]!r}, which is no widget of HiLo Token Planner")
+    _known("settings", settings, settings_of, "HiLo Token Planner")
+    use = use or {}
+    _known("use", use, outlook_of, "HiLo Patch Model that the plan's size depends on")
     try:
         chosen = settings_of(**settings)
     except TypeError as error:
@@ -94,29 +104,51 @@ def preview(image: Any, mask: Any, channel: Any, settings: dict[str, Any], with_
     plan = plan.with_settings(
         **{name: value for name, value in vars(chosen).items() if name != "dilation"}  # a new edit region, a new plan
     )
-    answer = shown(plan)
+    try:
+        answer = shown(plan, outlook_of(plan, **use))
+    except TypeError as error:
+        raise ValueError("use holds a value of the wrong kind; send each widget's own value") from error
     if with_picture:
         answer["picture"] = thumbnail(image)
     return answer
 
 
-def shown(plan: TokenPlan) -> dict[str, Any]:
-    """What the page draws: ``headline``, ``report``, ``legend``; the picture's ``size``, the token ``map`` as a PNG of
-    one pixel a token, its place on the picture (``area``: left, top, width, height), and the mask's ``outline``."""
+def _known(what: str, given: dict[str, Any], taker: Callable[..., Any], node: str) -> None:
+    """Refuse names that no parameter of ``taker`` has."""
+    unknown = given.keys() - inspect.signature(taker).parameters.keys() | ({"plan"} & given.keys())
+    if unknown:
+        raise ValueError(f"{what} has {min(unknown)[:40]!r}, which is no widget of {node}")
+
+
+def shown(plan: TokenPlan, seen: Outlook) -> dict[str, Any]:
+    """What the page draws, in numbers that it words in its own language.
+
+    Returns:
+        ``tokens`` of ``all_tokens`` a step, its ``speed`` against a dense one (``None`` where no count tells it),
+        whether the run is ``dense``; the ``legend``: ``kind``, ``count``, ``part`` (see ``Outlook.legend``) and
+        ``colour``; the share of the picture that is ``masked``, ``dilation`` and ``token_px`` in pixels, and ``notes``
+        on the plan; the picture's ``size``, the token ``map`` as a PNG of one pixel a token, its place on the picture
+        (``area``: left, top, width, height), and the mask's ``outline``.
+    """
     height, width = plan.size
-    on_grid = plan.on_grid(Grid.of_picture(plan.size))
-    grid = on_grid.grid
+    grid = seen.plan.grid
     side = grid.token_px
     return {
-        "headline": report.headline(on_grid),
-        "report": report.describe(plan, on_grid),
+        "tokens": seen.tokens,
+        "all_tokens": grid.count,
+        "speed": seen.speed,
+        "dense": seen.dense,
         "legend": [
-            {"name": name, "count": count, "colour": "#{:02x}{:02x}{:02x}".format(*report.COLOURS[kind])}
-            for kind, name, count in report.legend(on_grid)
+            {"kind": name, "count": count, "part": part, "colour": "#{:02x}{:02x}{:02x}".format(*report.COLOURS[kind])}
+            for kind, name, count, part in seen.legend()
         ],
+        "masked": float(plan.mask.float().mean()),
+        "dilation": plan.settings.dilation,
+        "token_px": side,
+        "notes": list(plan.notes),
         "size": [width, height],
         "area": [grid.left, grid.top, grid.cols * side, grid.rows * side],
-        "map": _data_url(".png", cv2.cvtColor(report.token_map(on_grid), cv2.COLOR_RGBA2BGRA)),
+        "map": _data_url(".png", cv2.cvtColor(report.token_map(seen.classes()), cv2.COLOR_RGBA2BGRA)),
         "outline": [" ".join(f"{x},{y}" for x, y in line.tolist()) for line in report.mask_outline(plan)],
     }
 

@@ -40,7 +40,8 @@ async def answer(request: web.Request) -> web.Response:
     try:
         asked = json.loads(await request.text())
         image, mask = asked["image"], asked["mask"]
-        arguments = (image, mask["image"], mask["channel"], dict(asked["settings"]), bool(asked.get("picture")))
+        wanted, use = bool(asked.get("picture")), dict(asked.get("use") or {})
+        arguments = (image, mask["image"], mask["channel"], dict(asked["settings"]), wanted, use)
     except (ValueError, KeyError, TypeError):
         return _error(
             400, "the request must be JSON with image, mask {image, channel} and settings {widget name: value}"
@@ -52,7 +53,7 @@ async def answer(request: web.Request) -> web.Response:
         try:
             return 200, preview(*arguments)
         except ValueError as error:
-            return 200, {"error": str(error), **_picture_of(image, arguments[-1])}
+            return 200, {"error": str(error), **_picture_of(image, wanted)}
         except Exception as error:
             log.exception("HiLo Token: the live preview failed")
             return 500, {"error": f"the preview failed ({type(error).__name__}); the console says where"}

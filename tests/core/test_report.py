@@ -93,8 +93,8 @@ def test_a_step_is_faster_by_what_it_leaves_out() -> None:
 @pytest.mark.parametrize("size", SIZES)
 def test_the_token_map_has_the_overlays_colours(size: tuple[int, int]) -> None:
     _, on_grid = planned(size)
-    colours = token_map(on_grid)
     classes = on_grid.classes()
+    colours = token_map(classes)
     assert colours.shape == (*classes.shape, 4) and colours.dtype == np.uint8
     for kind, _, _ in legend(on_grid):
         assert (colours[classes == kind] == [*COLOURS[kind], round(STRENGTH[kind] * 255)]).all()

@@ -1,8 +1,12 @@
-"""What the page is told: the lines of a run, the reason of a dense one, and nodes that took another's place."""
+"""What the page is told and says: facts of a run, the reason of a dense one, and nodes that took another's place."""
 
 from __future__ import annotations
 
 import asyncio
+import json
+import re
+import shutil
+import subprocess
 import sys
 from importlib import import_module
 from types import ModuleType, SimpleNamespace
@@ -11,12 +15,18 @@ from typing import Any
 import pytest
 
 from host import tiny
+from host.host import ROOT
 from host.inpaint import Job, node
 
 FACTS = {
     "tokens": 1184, "all_tokens": 4096, "compressed_calls": 6, "dense_calls": 2, "context": "cache",
     "cache_bytes": 350_000_000, "cache_place": "cpu", "dense_seconds": 1.65, "compressed_seconds": 0.55, "said": [],
+    "reused_calls": 0,
 }  # fmt: skip
+MESSAGES = {
+    folder.name: json.loads((folder / "main.json").read_text(encoding="utf-8"))["hiloToken"]
+    for folder in (ROOT / "locales").iterdir()
+}
 
 
 @pytest.fixture
@@ -33,21 +43,56 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
     return messages
 
 
-def told(pack: ModuleType, **facts: Any) -> list[str]:
-    return import_module(f"{pack.__name__}.nodes.events").told(FACTS | facts)
+def said(expression: str, language: str = "en") -> Any:
+    """What the page's own words make of an expression over `words`."""
+    program = shutil.which("node")
+    if not program:
+        pytest.skip("Node.js was not found")
+    code = (ROOT / "web" / "js" / "words.js").read_text(encoding="utf-8")
+    code += f"\nconst words = wordsIn({json.dumps(MESSAGES)}, {json.dumps(language)})"
+    code += f"\nconsole.log(JSON.stringify({expression}))"
+    done = subprocess.run(
+        [program, "--input-type=module"], input=code, capture_output=True, text=True, check=True, encoding="utf-8"
+    )
+    return json.loads(done.stdout)
 
 
-def test_the_lines_of_a_run(pack: ModuleType) -> None:
-    assert told(pack) == [
+def lines(language: str = "en", **facts: Any) -> list[str]:
+    return said(f"words.run({json.dumps(FACTS | facts)})", language)
+
+
+def test_the_lines_of_a_run() -> None:
+    assert lines() == [
         "1,184 of 4,096 tokens (29%)",
-        "6 model calls on these tokens, 2 dense",
+        "model calls: 6 on these tokens, 2 dense",
         "550 ms a call, dense 1.65 s: 3.0× as fast",
         "context cache kept 0.35 GB (cpu)",
     ]
-    assert "none ran dense to compare with" in told(pack, dense_calls=0, dense_seconds=None)[2]
-    assert told(pack, cache_bytes=0, context="low")[-1] == "context low, which keeps nothing in memory"
-    dense = told(pack, compressed_calls=0, dense_calls=8, said=["a ControlNet compares the whole picture"])
-    assert dense[0] == "all 8 model calls ran dense" and dense[-1] == "a ControlNet compares the whole picture."
+    assert "none ran dense to compare with" in lines(dense_calls=0, dense_seconds=None)[2]
+    assert lines(cache_bytes=0, context="low")[-1] == "context low, which keeps nothing in memory"
+    assert "dense calls spared by an earlier run: 2" in lines(reused_calls=2)
+    dense = lines(compressed_calls=0, dense_calls=8, cache_bytes=0, said=["a ControlNet compares the whole picture"])
+    assert dense == ["ran dense, model calls: 8", "a ControlNet compares the whole picture"]
+    assert said("words.run({ dense: 'a reason' })") == ["ran dense", "a reason"]
+
+
+def test_the_page_speaks_its_own_language() -> None:
+    assert lines("zh")[:2] == ["1,184 / 4,096 个 token（29%）", "模型调用：6 次只算这些 token，2 次完整计算"]
+    covered = "the edit region and its details cover the picture"
+    assert said(f"words.run({{ dense: '{covered}' }})", "zh") == ["已完整运行", "编辑区域及其细节已覆盖整幅图像"]
+    assert lines("tlh") == lines("en"), "what it does not speak it says in English"
+
+
+def test_every_sentence_is_translated_with_its_numbers() -> None:
+    english, chinese = MESSAGES["en"], MESSAGES["zh"]
+    assert list(english) == list(chinese)
+    for key in english.keys() - {"sentences"}:
+        assert set(re.findall(r"{\w+}", english[key])) == set(re.findall(r"{\w+}", chinese[key])), key
+    files = [*(ROOT / "nodes").glob("*.py"), *(ROOT / "hilo_core").glob("*.py")]
+    code = "".join(file.read_text(encoding="utf-8") for file in files)
+    joined = re.sub(r'"\s+"', "", code)  # a sentence may be written on two lines
+    for sentence in chinese["sentences"]:
+        assert f'"{sentence}"' in joined, f"no longer said: {sentence}"
 
 
 def patched(pack: ModuleType, job: Job, model: Any, **widgets: Any) -> Any:
@@ -68,14 +113,16 @@ def test_a_run_is_told_to_its_node(pack: ModuleType, sent: list[tuple[str, dict[
     job.sample(model, steps=4)
     ((event, data),) = sent
     assert event == "hilo_token.run" and data["node"] == "7"
-    assert f"of {job.on_grid().grid.count} tokens" in data["lines"][0]
-    assert "× as fast" in data["lines"][2], "the first half ran dense, so there is something to compare with"
+    facts = data["facts"]
+    assert facts["tokens"] == job.on_grid().tokens < facts["all_tokens"] == job.on_grid().grid.count
+    assert facts["compressed_seconds"] and facts["dense_seconds"], "the first half ran dense: something to compare with"
+    assert len(said(f"words.run({json.dumps(facts)})")) == 4
 
 
 def test_a_run_passed_through_says_why(pack: ModuleType, sent: list[tuple[str, dict[str, Any]]]) -> None:
     job = Job(pack, "flux_dev", settings={"detail": 1.0, "threshold": 0.0})
     job.sample(patched(pack, job, job.model.patcher))
-    assert sent[-1][1]["lines"] == ["ran dense", "the edit region and its details cover the picture."]
+    assert sent[-1][1]["facts"] == {"dense": "the edit region and its details cover the picture"}
 
     class Unknown(type(job.model.patcher.model.diffusion_model)):
         pass
@@ -84,12 +131,11 @@ def test_a_run_passed_through_says_why(pack: ModuleType, sent: list[tuple[str, d
     unknown.model.diffusion_model.__class__ = Unknown
     Unknown.__name__ = "NoSuchTransformer"
     patched(pack, job, unknown, on_unsupported="dense")
-    headline, why = sent[-1][1]["lines"]
-    assert headline == "runs dense" and "NoSuchTransformer" in why
+    assert "NoSuchTransformer" in sent[-1][1]["facts"]["dense"]
 
 
 def test_without_a_server_nothing_is_sent(pack: ModuleType) -> None:
-    import_module(f"{pack.__name__}.nodes.events").announce("7", ["a line"])
+    import_module(f"{pack.__name__}.nodes.events").announce("7", FACTS)
 
 
 def test_a_renamed_node_is_registered(pack: ModuleType, sent: list[tuple[str, dict[str, Any]]]) -> None:

@@ -18,7 +18,7 @@ from core.pictures import painted, picture
 from PIL import Image
 
 from host.host import Host
-from host.inpaint import node
+from host.inpaint import Job, node
 from lab.comfyui.server import Server
 
 HEIGHT, WIDTH = 256, 200
@@ -56,12 +56,28 @@ def test_it_shows_what_the_planner_would_plan(
     settings = SETTINGS | change
     plan, *_, words = node(pack, "HiLoTokenPlanner").execute(drawn["image"], drawn["mask"], **settings).args
     seen = preview.preview(drawn["name"], drawn["name"], "alpha", settings, with_picture=True)
-    assert seen["report"] == words and seen["headline"] == words.splitlines()[0]
-    assert seen == preview.shown(plan) | {"picture": seen["picture"]}
+    counts = f"{seen['tokens']:,} of {seen['all_tokens']:,} tokens, about {seen['speed']:.1f}× a step"
+    assert words.startswith(f"{counts} with context auto\n")
+    assert seen == preview.shown(plan, preview.outlook_of(plan)) | {"picture": seen["picture"]}
     assert seen["size"] == [WIDTH, HEIGHT] and pixels_of(seen["map"]).shape == (16, 13, 4)
     assert seen["area"] == [0, 0, 13 * 16, 16 * 16], "200 pixels are twelve and a half tokens"
     assert pixels_of(seen["picture"]).shape == (HEIGHT, WIDTH, 3)
     assert seen == preview.preview("sub/drawn.png [input]", "red.png", "red", settings, with_picture=True)
+
+
+@pytest.mark.parametrize("context", ["auto", "low", "cache", "pooled cache", "rolling", "none"])
+def test_the_tokens_shown_are_those_that_a_run_computes(pack: ModuleType, preview: ModuleType, context: str) -> None:
+    """Of a model that nobody has loaded yet: the counts are what Patch Model reports after a run under its widgets."""
+    job = Job(pack, "flux_dev")
+    seen = preview.shown(job.plan, preview.outlook_of(job.plan, context=context))
+    told: list[dict[str, Any]] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(import_module(f"{pack.__name__}.nodes.host"), "announce", lambda _, facts: told.append(facts))
+        patcher = node(pack, "HiLoPatchModel")
+        job.sample(patcher.execute(job.model.patcher, job.plan, context, 0.0, 1.0, "error").args[0], steps=4)
+    (run,) = told
+    assert (run["tokens"], run["all_tokens"]) == (seen["tokens"], seen["all_tokens"])
+    assert sum(entry["count"] for entry in seen["legend"]) == seen["all_tokens"]
 
 
 def test_the_last_runs_picture_can_be_planned_anew(
@@ -86,7 +102,7 @@ def test_a_painted_file_is_read_again(host: Host, preview: ModuleType, drawn: di
     rgba[:60, :60, 3] = 0
     Image.fromarray(rgba).save(file)
     after = preview.preview(*arguments)
-    assert after["headline"] != before["headline"] and len(after["outline"]) == len(before["outline"]) + 1
+    assert after["tokens"] != before["tokens"] and len(after["outline"]) == len(before["outline"]) + 1
 
 
 def test_only_pictures_of_the_hosts_folders_are_opened(
@@ -129,6 +145,21 @@ def test_bad_settings_are_named(preview: ModuleType, drawn: dict[str, Any], chan
         preview.preview(drawn["name"], drawn["name"], "alpha", SETTINGS | change, False)
 
 
+@pytest.mark.parametrize(
+    ("use", "words"),
+    [
+        ({"context": "most"}, "context is 'most'"),
+        ({"method": []}, "wrong kind"),
+        ({"context": "rolling", "share": 7}, "share is 7"),
+        ({"seed": 1}, "'seed', which is no widget"),
+        ({"plan": 1}, "'plan', which is no widget"),
+    ],
+)
+def test_bad_uses_are_named(preview: ModuleType, drawn: dict[str, Any], use: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        preview.preview(drawn["name"], drawn["name"], "alpha", SETTINGS, False, use)
+
+
 def test_the_route_answers_in_json(server: Server) -> None:
     url = f"{server.url}/hilo_token/preview"
     mask = painted(HEIGHT, WIDTH, (100, 150, 70, 120))[0].numpy()
@@ -137,8 +168,10 @@ def test_the_route_answers_in_json(server: Server) -> None:
     plain = server.upload(rgb, "plain.png")
     body = {"image": name, "mask": {"image": name, "channel": "alpha"}, "settings": SETTINGS, "picture": True}
     good = requests.post(url, json=body, timeout=60)
-    assert good.status_code == 200 and "tokens, about" in good.json()["headline"] and "error" not in good.json()
+    assert good.status_code == 200 and good.json()["tokens"] < good.json()["all_tokens"] and "error" not in good.json()
     assert "picture" not in requests.post(url, json=body | {"picture": False}, timeout=60).json()
+    low = requests.post(url, json=body | {"use": {"context": "low"}}, timeout=60).json()
+    assert {entry["kind"] for entry in low["legend"]} == {"edit", "high", "low"}
 
     unpainted = requests.post(
         url, json=body | {"image": plain, "mask": {"image": plain, "channel": "alpha"}}, timeout=60
@@ -187,7 +220,7 @@ def test_the_preview_answers_while_the_queue_works(server: Server, host: Host) -
     body = {"image": name, "mask": {"image": name, "channel": "alpha"}, "settings": SETTINGS}
     answers = 0
     while queued not in server.get(f"/history/{queued}").json():
-        assert "headline" in requests.post(f"{server.url}/hilo_token/preview", json=body, timeout=60).json()
+        assert "tokens" in requests.post(f"{server.url}/hilo_token/preview", json=body, timeout=60).json()
         running = server.get("/queue").json()["queue_running"]
         answers += any(item[1] == queued for item in running)
     assert answers >= 3

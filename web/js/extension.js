@@ -2,23 +2,36 @@
 
 import { api } from '../../../scripts/api.js'
 import { app } from '../../../scripts/app.js'
-import { isConnected, isDriven, picturesOf } from './upstream.js'
+import { isConnected, isDriven, picturesOf, takerOf } from './upstream.js'
 import { addView } from './view.js'
+import { wordsIn } from './words.js'
 
 const LOOK_EVERY_MS = 50 // so a moving slider asks at most twenty times a second
 const PLAN_HEIGHT = 300
 const RUN_HEIGHT = 96
-const LAST_RUN = 'Other nodes make this picture or mask: shown as in the last run.'
-const DRIVEN = 'Other nodes set some of these widgets: shown with the values that stand here.'
-const RUN_FIRST = 'Other nodes make this picture or mask: run once to see its plan.'
-const NO_RUN = 'After a run: its tokens, speed and memory.'
-const CONNECT = 'Connect a picture and its mask to see the plan.'
+const DECIDING = ['context', 'method', 'share'] // widgets of HiLo Patch Model that the size of a step depends on
+
+let messages = {} // of the pack, by language
+let speaking = null // words of the language that the page has now
+let language = ''
+
+function words() {
+  const now = app.extensionManager.setting.get('Comfy.Locale')
+  if (now !== language || !speaking) speaking = wordsIn(messages, (language = now))
+  return speaking
+}
+
+/** The values of a node's widgets by name. */
+function valuesOf(node, names) {
+  const widgets = node.widgets.filter((widget) => names.includes(widget.name))
+  return Object.fromEntries(widgets.map((widget) => [widget.name, widget.value]))
+}
 
 /** The live plan of one planner node. */
 class LivePlan {
   constructor(node) {
     this.node = node
-    this.view = addView(node, 'hilo_plan_view', PLAN_HEIGHT)
+    this.view = addView(node, 'hilo_plan_view', PLAN_HEIGHT, words)
     this.asked = null // what is shown or on its way
     this.lastRun = null // the name of the temporary file with the last run's picture and mask
     this.shownPicture = null
@@ -32,24 +45,25 @@ class LivePlan {
     const stored = saved && { image: saved, mask: { image: saved, channel: 'alpha' } }
     const subject = pictures ?? (isConnected(this.node) ? stored : null)
     if (!subject) {
-      this.tell(isConnected(this.node) ? RUN_FIRST : CONNECT)
+      this.tell(isConnected(this.node) ? 'runFirst' : 'connect')
       return
     }
-    const key = JSON.stringify({ ...subject, settings: this.settings() })
+    const taker = takerOf(this.node)
+    const use = taker && valuesOf(taker, DECIDING)
+    const key = JSON.stringify({ ...subject, settings: this.settings(), use })
     if (key === this.asked) return
     this.asked = key
-    const notes = [pictures ? '' : LAST_RUN, isDriven(this.node) ? DRIVEN : '']
-    this.ask({ ...JSON.parse(key), picture: subject.image !== this.shownPicture }, notes.filter(Boolean).join(' '))
+    const notes = [pictures ? '' : 'lastRun', isDriven(this.node) ? 'driven' : ''].filter(Boolean)
+    this.ask({ ...JSON.parse(key), picture: subject.image !== this.shownPicture }, notes)
   }
 
   /** The planner's own widgets by name; the page may have added others. */
   settings() {
-    const own = Object.values(this.node.constructor.nodeData?.input ?? {}).flatMap((group) => Object.keys(group))
-    const widgets = this.node.widgets.filter((widget) => own.includes(widget.name))
-    return Object.fromEntries(widgets.map((widget) => [widget.name, widget.value]))
+    const inputs = Object.values(this.node.constructor.nodeData?.input ?? {})
+    return valuesOf(this.node, inputs.flatMap((group) => Object.keys(group)))
   }
 
-  async ask(body, note) {
+  async ask(body, notes) {
     this.request?.abort() // nobody waits for the older position of a slider
     const request = (this.request = new AbortController())
     const post = { method: 'POST', headers: { 'Content-Type': 'application/json' }, signal: request.signal }
@@ -58,29 +72,37 @@ class LivePlan {
       const plan = await answer.json()
       if (request.signal.aborted) return
       if (plan.error) this.view.trouble(plan.error, plan.picture)
-      else this.view.plan(plan, note)
+      else this.view.plan(plan, body.use, notes)
       this.shownPicture = plan.picture || !plan.error ? body.image : null
     } catch (error) {
       if (request.signal.aborted) return
-      this.view.trouble('The server did not answer; the preview comes back with the next change.')
+      this.view.say('noAnswer')
       this.shownPicture = null
     }
     this.node.graph?.setDirtyCanvas(true, true)
   }
 
-  tell(sentence) {
-    if (this.asked === sentence) return
+  tell(key) {
+    if (this.asked === key) return
     this.request?.abort()
-    this.asked = sentence
+    this.asked = key
     this.shownPicture = null
-    this.view.say(sentence)
+    this.view.say(key)
   }
 }
 
 const plans = new Set()
 const patchers = new Set()
+let drawnWith = null
+
+/** Say everything again, in a language that has just been chosen or loaded. */
+function redraw() {
+  drawnWith = words()
+  for (const view of [...plans].map((plan) => plan.view).concat([...patchers].map((node) => node.hiloRun))) view.again()
+}
 
 setInterval(() => {
+  if (app.extensionManager?.setting && words() !== drawnWith) redraw()
   if (!document.hidden) for (const plan of plans) if (plan.node.graph) plan.look()
 }, LOOK_EVERY_MS)
 
@@ -95,14 +117,17 @@ function follow(node, name, act) {
 app.registerExtension({
   name: 'hilo_token',
 
-  setup() {
+  async setup() {
     api.addEventListener('hilo_token.run', ({ detail }) => {
       const id = String(detail.node).split(':').pop() // inside a subgraph: the subgraph's id, a colon, its own
       for (const node of patchers) {
         if (String(node.id) !== id) continue
-        node.hiloRun.lines(detail.lines)
+        node.hiloRun.run(detail.facts)
       }
     })
+    const all = await (await api.fetchApi('/i18n')).json() // of every pack
+    messages = Object.fromEntries(Object.entries(all).map(([name, own]) => [name, own.hiloToken ?? {}]))
+    speaking = null
   },
 
   nodeCreated(node) {
@@ -113,8 +138,8 @@ app.registerExtension({
       follow(node, 'onRemoved', () => plans.delete(plan))
     }
     if (node.comfyClass === 'HiLoPatchModel') {
-      node.hiloRun = addView(node, 'hilo_run_view', RUN_HEIGHT)
-      node.hiloRun.say(NO_RUN)
+      node.hiloRun = addView(node, 'hilo_run_view', RUN_HEIGHT, words)
+      node.hiloRun.say('noRun')
       patchers.add(node)
       follow(node, 'onRemoved', () => patchers.delete(node))
     }

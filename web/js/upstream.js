@@ -1,4 +1,4 @@
-// Which picture file feeds an input, as far as the graph tells.
+// What the graph tells of a planner: which picture files feed it, and which HiLo Patch Model takes its plan.
 
 const REROUTE = 'Reroute'
 const BYPASSED = 4
@@ -38,6 +38,13 @@ export function picturesOf(planner) {
   if (!fromChannel && mask.slot !== 1) return null
   const channel = fromChannel ? mask.node.widgets.find((widget) => widget.name === 'channel')?.value : 'alpha'
   return { image: files[0], mask: { image: files[1], channel } }
+}
+
+/** The HiLo Patch Model that takes a planner's plan, through reroutes; null where none is at work. */
+export function takerOf(planner) {
+  const takes = (node) =>
+    node.type === 'HiLoPatchModel' && ![BYPASSED, MUTED].includes(node.mode) && origin(node, 'plan')?.node === planner
+  return planner.graph?._nodes.find(takes) ?? null
 }
 
 /** Whether something is connected to both inputs, be it a picture that only a run can tell. */

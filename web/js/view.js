@@ -1,11 +1,12 @@
-// What a node shows below its widgets. Drawn from the server's answer alone: the page plans and counts nothing itself.
+// What a node shows below its widgets. Drawn from the server's answer alone: the page plans and counts nothing itself,
+// it only finds the words.
 
 const SVG = 'http://www.w3.org/2000/svg'
 
 // The theme's own colours, so that it reads in dark and light.
 const STYLE = `
 .hilo-view { display: flex; flex-direction: column; gap: 4px; width: 100%; height: 100%; box-sizing: border-box;
-  padding: 4px 8px; overflow: hidden; color: var(--fg-color, #ddd); font: 12px/1.35 sans-serif; }
+  padding: 4px 8px; overflow: hidden auto; scrollbar-width: thin; color: var(--fg-color, #ddd); font: 12px/1.35 sans-serif; }
 .hilo-view .picture { flex: 1 1 0; min-height: 0; width: 100%; }
 .hilo-view .picture[hidden] { display: none; }
 .hilo-view .map { image-rendering: pixelated; }
@@ -14,6 +15,7 @@ const STYLE = `
 .hilo-view polygon.halo { stroke: #000; stroke-width: 3px; }
 .hilo-view .headline { font-weight: 600; }
 .hilo-view .note { color: var(--descrip-text, #999); }
+.hilo-view .note.lines { color: var(--fg-color, #ddd); }
 .hilo-view .trouble { color: var(--fg-color, #ddd); border-left: 3px solid #d55e00; padding-left: 6px; }
 .hilo-view .legend { display: flex; flex-wrap: wrap; gap: 2px 10px; }
 .hilo-view .legend span { display: inline-flex; align-items: center; gap: 4px; white-space: nowrap; }
@@ -36,12 +38,14 @@ function drawn(tag, className, attributes) {
   return made
 }
 
-/** A box for a node: `root` is its element; `plan`, `trouble`, `say` and `lines` fill it. */
+/** A box for a node: `root` is its element; `plan`, `trouble`, `say` and `run` fill it, in the language of the page. */
 export class View {
-  constructor() {
+  /** @param words gives the words of the page's language, see words.js */
+  constructor(words) {
     if (!document.getElementById('hilo-view-style')) {
       document.head.append(Object.assign(element('style', ''), { id: 'hilo-view-style', textContent: STYLE }))
     }
+    this.words = words
     this.root = element('div', 'hilo-view')
     this.picture = drawn('svg', 'picture', { preserveAspectRatio: 'xMidYMid meet' })
     this.root.append(this.picture)
@@ -49,11 +53,18 @@ export class View {
     this.note = element('div', 'note', this.root)
     this.legend = element('div', 'legend', this.root)
     this.photo = null
-    this.say('')
+    this.clear()
+    this.again = () => {}
   }
 
-  /** A server's answer: picture, token map with hard edges at any zoom, outline of the mask, counts and legend. */
-  plan(answer, note) {
+  /**
+   * A server's answer: picture, token map with hard edges at any zoom, outline of the mask, counts and legend.
+   * @param use what it holds for, { method, context }; null where no HiLo Patch Model takes the plan
+   * @param notes keys of sentences
+   */
+  plan(answer, use, notes) {
+    this.again = () => this.plan({ ...answer, picture: this.photo }, use, notes)
+    const words = this.words()
     this.photo = answer.picture ?? this.photo
     const [width, height] = answer.size
     const [x, y, mapWidth, mapHeight] = answer.area
@@ -66,21 +77,22 @@ export class View {
     }
     this.picture.replaceChildren(...layers)
     this.picture.toggleAttribute('hidden', false)
-    this.root.title = `${answer.report}\nPress the picture to see it without the tokens.`
-    this.headline.textContent = answer.headline
-    this._note(note, 'note')
+    this.root.title = words.details(answer, use)
+    this.headline.textContent = words.headline(answer)
+    this._note(notes.map((key) => words.say(key)).join(' '), 'note')
     this.legend.replaceChildren()
-    for (const { name, count, colour } of answer.legend) {
+    for (const { kind, count, part, colour } of answer.legend) {
       const entry = element('span', '', this.legend)
       element('i', '', entry).style.background = colour
-      entry.append(`${name} ${count}`)
+      entry.append(words.say(kind, { count, part }))
     }
   }
 
   /** Why there is no plan, in the server's words; the picture stays in view when there is one. */
   trouble(sentence, picture) {
-    this.say('')
-    this._note(sentence, 'note trouble')
+    this.clear()
+    this.again = () => this.trouble(sentence, picture)
+    this._note(this.words().sentence(sentence), 'note trouble')
     if (!picture) return
     this.photo = picture
     const image = drawn('image', '', { href: picture, width: '100%', height: '100%' })
@@ -89,21 +101,31 @@ export class View {
     this.picture.toggleAttribute('hidden', false)
   }
 
-  /** A sentence in place of a plan. */
-  say(sentence) {
+  /** The sentence of a key in place of a plan. */
+  say(key) {
+    this.clear()
+    this.again = () => this.say(key)
+    this._note(this.words().say(key), 'note')
+  }
+
+  /** The facts of a run: the first line large. */
+  run(facts) {
+    this.clear()
+    this.again = () => this.run(facts)
+    const [first, ...others] = this.words().run(facts)
+    this.headline.textContent = first
+    this._note('', 'note lines')
+    for (const line of others) element('div', '', this.note, line)
+    this.root.title = [first, ...others].join('\n') // a narrow node may not have the room
+  }
+
+  clear() {
     this.picture.toggleAttribute('hidden', true)
     this.picture.replaceChildren()
     this.root.title = ''
     this.headline.textContent = ''
     this.legend.replaceChildren()
-    this._note(sentence, 'note')
-  }
-
-  /** Lines of text: the first one large. */
-  lines([first, ...others]) {
-    this.say('')
-    this.headline.textContent = first
-    for (const line of others) element('div', '', this.note, line)
+    this._note('', 'note')
   }
 
   _note(text, className) {
@@ -113,8 +135,8 @@ export class View {
 }
 
 /** Add a view to a node as a widget that is neither saved with the workflow nor sent with the prompt. */
-export function addView(node, name, minHeight) {
-  const view = new View()
+export function addView(node, name, minHeight, words) {
+  const view = new View(words)
   const widget = node.addDOMWidget(name, 'hilo_view', view.root, {
     serialize: false,
     hideOnZoom: false,
