@@ -25,16 +25,12 @@ class HostRunner:
         dit, vae: the exported weights.
         clock: of the device.
 
-    Attributes:
-        host: the ComfyUI's version.
-
     Raises:
         FileNotFoundError: there is no ComfyUI, or no weights.
     """
 
     def __init__(self, dit: Path, vae: Path, clock: Clock) -> None:
-        version = import_comfy(clock.device)
-        if version is None:
+        if import_comfy(clock.device) is None:
             raise FileNotFoundError("--host needs a ComfyUI: clone it to ~/ComfyUI, or set COMFYUI_PATH to its folder")
         for path in (dit, vae):
             if not path.is_file():
@@ -42,7 +38,8 @@ class HostRunner:
         import comfy.sd
         import comfy.utils
 
-        self.host, self.clock = version.__version__, clock
+        self.clock = clock
+        self.nodes: Any = importlib.import_module("nodes")  # the host's, not this repository's folder of that name
         self.model = comfy.sd.load_diffusion_model(str(dit))
         self.vae = comfy.sd.VAE(sd=comfy.utils.load_torch_file(str(vae)))
         self.meter = Meter(self.model.model.diffusion_model, CONTEXT_TOKENS)
@@ -56,10 +53,9 @@ class HostRunner:
 
     def _call(self, tokens: int) -> None:
         """One step on a picture of so many tokens, a multiple of 4."""
-        nodes: Any = importlib.import_module("nodes")  # the host's, not this repository's folder of that name
         latent = {"samples": torch.randn(1, 16, 8, tokens // 2, generator=torch.Generator().manual_seed(0))}
         prompt = self._prompt()
-        nodes.common_ksampler(self.model, 0, 1, 1.0, "euler", "simple", prompt, prompt, latent)
+        self.nodes.common_ksampler(self.model, 0, 1, 1.0, "euler", "simple", prompt, prompt, latent)
 
     def run(self, row: Row, case: Case, steps: int, done: dict[str, Outcome]) -> Outcome:
         """See `runners.Runner`; `seconds` is the whole sampling run."""
@@ -68,18 +64,17 @@ class HostRunner:
             return self._run(row, case, steps, done)
 
     def _run(self, row: Row, case: Case, steps: int, done: dict[str, Outcome]) -> Outcome:
-        nodes: Any = importlib.import_module("nodes")  # the host's, not this repository's folder of that name
         if row.equal_to:
             steps = max(1, round(steps * done[row.equal_to].flops / done["dense"].flops))
         image, mask = torch.from_numpy(case.image)[None], torch.from_numpy(case.mask)[None].float()
         model = self._patched(row, image, mask) if row.kind is Kind.HILO else self.model
         prompt = self._prompt()
-        positive, negative, latent = nodes.InpaintModelConditioning().encode(prompt, prompt, image, self.vae, mask)
+        positive, negative, latent = self.nodes.InpaintModelConditioning().encode(prompt, prompt, image, self.vae, mask)
         seed = case.seed + OTHER_SEED * row.other_seed
         self.meter.start()
         with self.meter.watching():
             started = self.clock.now()
-            sampled = nodes.common_ksampler(
+            sampled = self.nodes.common_ksampler(
                 model, seed, steps, 1.0, "euler", "simple", positive, negative, latent
             )[0]  # fmt: skip
             seconds = self.clock.now() - started

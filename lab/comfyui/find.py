@@ -25,6 +25,19 @@ def is_host(path: Path) -> bool:
     return (path / "nodes.py").is_file() and (path / "comfy" / "model_base.py").is_file()
 
 
+def stated_version(host: Path) -> str:
+    """The version a ComfyUI states, such as "0.33.0".
+
+    Raises:
+        ValueError: it states none.
+    """
+    file = host / "comfyui_version.py"
+    found = re.search(r'__version__\s*=\s*"([^"]+)"', file.read_text(encoding="utf-8"))
+    if not found:
+        raise ValueError(f"{file} states no __version__.")
+    return found[1]
+
+
 def find_hosts() -> list[Path]:
     """Every ComfyUI to work with, first one first; an empty list where there is none.
 

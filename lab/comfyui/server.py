@@ -23,6 +23,7 @@ import numpy as np
 import requests
 from PIL import Image
 
+from lab.comfyui.in_process import OFFLINE
 from lab.environment import ROOT
 
 START_SECONDS = 120
@@ -83,10 +84,9 @@ class Server:
             "--listen", "127.0.0.1", "--port", str(port), "--disable-auto-launch", "--disable-api-nodes",
         ]  # fmt: skip
         calm = {"OMP_NUM_THREADS": str(self.threads), "OMP_WAIT_POLICY": "PASSIVE", "PYTHONUNBUFFERED": "1"}
-        offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "DO_NOT_TRACK": "1"}
         with self.log_file.open("wb") as log:
             self._process = subprocess.Popen(
-                command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, **calm, **offline}
+                command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, **calm, **OFFLINE}
             )
         give_up = time.monotonic() + START_SECONDS
         while time.monotonic() < give_up and self._process.poll() is None:
