@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from host.graphs import inpainting, node
 from host.host import ROOT, Host
 from lab.comfyui.server import Server, ServerError, seconds
 from lab.comfyui.workflow import WorkflowError, to_api
@@ -17,11 +18,6 @@ from lab.comfyui.workflow import WorkflowError, to_api
 PICTURE = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
 FILE_INPUT = re.compile(r"image|(unet|vae|clip|lora|ckpt)_name\d?")
 WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
-
-
-def node(kind: str, **inputs: Any) -> dict[str, Any]:
-    """One node of an API-format prompt."""
-    return {"class_type": kind, "inputs": inputs}
 
 
 def test_a_picture_comes_back_as_it_was(server: Server) -> None:
@@ -39,29 +35,12 @@ def test_a_picture_comes_back_as_it_was(server: Server) -> None:
     assert 0 <= seconds(entry) < 60
 
 
-def test_an_inpainting_graph_runs_on_stock_loaders(server: Server, host: Host) -> None:
-    if host.version < (0, 33):
-        pytest.skip("older hosts take a Flux of hidden width 3072 only")
+def test_an_inpainting_graph_runs_on_stock_loaders(flux_server: Server) -> None:
     rgba = np.dstack([PICTURE, np.full(PICTURE.shape[:2], 255, np.uint8)])
     rgba[16:48, 16:48, 3] = 0  # LoadImage's mask is where the picture is transparent
-    prompt = {
-        "1": node("UNETLoader", unet_name="tiny_fill.safetensors", weight_dtype="default"),
-        "2": node("VAELoader", vae_name="tiny_vae.safetensors"),
-        "3": node("LotusConditioning"),
-        "4": node("LoadImage", image=server.upload(rgba, "masked.png")),
-        "5": node(
-            "InpaintModelConditioning",
-            positive=["3", 0], negative=["3", 0], vae=["2", 0], pixels=["4", 0], mask=["4", 1], noise_mask=True,
-        ),
-        "6": node(
-            "KSampler",
-            model=["1", 0], positive=["5", 0], negative=["5", 1], latent_image=["5", 2],
-            seed=1, steps=2, cfg=1.0, sampler_name="euler", scheduler="simple", denoise=1.0,
-        ),
-        "7": node("VAEDecode", samples=["6", 0], vae=["2", 0]),
-        "8": node("SaveImage", images=["7", 0], filename_prefix="inpainted"),
-    }  # fmt: skip
-    (result,) = server.images(server.queue(prompt), "8")
+    prompt = inpainting(flux_server.upload(rgba, "masked.png"), seed=1, steps=2)
+    prompt["8"] = node("SaveImage", images=["7", 0], filename_prefix="inpainted")
+    (result,) = flux_server.images(flux_server.queue(prompt), "8")
     assert result.shape == PICTURE.shape
     assert result.std() > 1
 

@@ -13,6 +13,7 @@ from skimage.metrics import peak_signal_noise_ratio
 from torch import nn
 
 from hilo_core import PRESETS, Grid, make_plan
+from host.graphs import node
 from lab import autoencoder, compare, demo, dit, host_demo, sampling, showcase
 from lab.comfyui.find import find_hosts
 from lab.inputs import InputError, read_inputs
@@ -251,9 +252,6 @@ def test_the_faster_type_is_one_of_two_and_not_slower() -> None:
 
 
 def test_bypassing_the_patch_joins_its_neighbours() -> None:
-    def node(kind: str, **inputs: object) -> dict[str, object]:
-        return {"class_type": kind, "inputs": inputs}
-
     prompt = {
         "1": node("UNETLoader", unet_name="a"),
         "2": node("HiLoPatchModel", model=["1", 0], plan=["9", 0]),
