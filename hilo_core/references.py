@@ -79,10 +79,24 @@ class References:
         if call.whole and call.layers:  # empty where a step cache answered in the model's place
             self.layers[call.conds] = call.layers
 
+    def left_out(self, latents: Iterable[torch.Tensor]) -> int:
+        """How many tokens of references are left out, and kept as keys and values.
+
+        Args:
+            latents: references, each ``(n * B, C, h, w)`` or ``(1, C, h, w)``, or with a time axis.
+        """
+        return len(self.dropped) * sum(self._shows(latent) for latent in latents)
+
+    def _shows(self, latent: torch.Tensor) -> bool:
+        latent = _flat(latent)
+        if len(latent) == 1:  # as a prompt holds it, for every picture of a batch
+            latent = latent.expand(len(self.source), *latent.shape[1:])
+        return is_same_picture(latent, self.source, self.dropped, self.patch)
+
     def _stand_in(self, latent: torch.Tensor, key: Hashable) -> Reference | None:
         key = (key, latent.shape)
         if key not in self.found:
-            flat = latent[:, :, 0] if latent.ndim == 5 and latent.shape[2] == 1 else latent
+            flat = _flat(latent)
             same = is_same_picture(flat, self.source, self.dropped, self.patch)
             self.found[key] = Reference(self.canvas, self.pack(flat)) if same else None
         return self.found[key]
@@ -150,6 +164,10 @@ class ReferenceCall:
             held.coming()
         kept_k, kept_v = (held.read() for held in layers[call.layer])
         return append(call.q, k, v, mask, kept_k, kept_v, call.dim)
+
+
+def _flat(latent: torch.Tensor) -> torch.Tensor:
+    return latent[:, :, 0] if latent.ndim == 5 and latent.shape[2] == 1 else latent
 
 
 def is_same_picture(latent: torch.Tensor, source: torch.Tensor, dropped: torch.Tensor, patch: int) -> bool:

@@ -62,6 +62,11 @@ class HiLoPatch:
     reuse: Reuse | None = None
     node: str | None = None
 
+    @property
+    def packs_references(self) -> bool:
+        """References that show the picture are packed as it is."""
+        return self.references and self.family.refers and not self.method.whole
+
     def apply(self, model: Any) -> Any:
         """A clone of a ``ModelPatcher`` that runs compressed; the model given stays as it is."""
         patched = model.clone()
@@ -87,7 +92,7 @@ class HiLoPatch:
         """``SAMPLER_SAMPLE``: one ``Run`` for one sampling, reachable through the options of this sampling alone."""
         run = self._begin(guider.inner_model, sigmas, noise, latent_image)
         if run is not None:
-            foretold = run.state.expect(expected(guider, run.source))
+            foretold = run.state.expect(expected(guider, run, self.family if self.packs_references else None))
             if foretold:
                 log.info("HiLo Token: %s", foretold)
             share(self.reuse, run, guider)
@@ -144,7 +149,7 @@ class HiLoPatch:
         latents, kwargs = self.family.take_references(kwargs)
         sequence = Sequence(forward.canvas, run.spans, references=(None,) * len(latents), latents=tuple(latents))
         references = None
-        if self.references and self.family.refers and not self.method.whole:
+        if self.packs_references:
             references = run.references.begin(latents, forward)
         if references is not None:
             sequence.references = references.references

@@ -78,6 +78,7 @@ class Expected:
         bytes: of one number.
         batch: pictures times conditionings that are cached.
         free: bytes of device memory that are free.
+        references: rows that are kept of references that show the picture, for each of ``batch``.
     """
 
     layers: int
@@ -85,6 +86,7 @@ class Expected:
     bytes: int
     batch: int
     free: int
+    references: int = 0
 
 
 class ContextRun:
@@ -142,6 +144,11 @@ class ContextRun:
         """Keys, values and mask that one attention call of ``forward`` gets."""
         mask = self.context.mask(call.mask, call.q, call.k.shape[call.dim], call.start, forward.canvas)
         return call.k, call.v, mask
+
+    def appended(self, forward: Forward) -> torch.Tensor:
+        """``(M,)`` long, the tokens whose keys ``attend`` puts at the end, in its order; one of its block for a key
+        that stands for several."""
+        return torch.empty(0, dtype=torch.long)
 
     def done(self, forward: Forward) -> None:
         """The call has returned."""

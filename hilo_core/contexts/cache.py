@@ -121,7 +121,8 @@ class CachingRun(ContextRun):
         self.memory.layers = model.layers
         if self.memory.limit and self.memory.place == "auto":  # half of what is free is left to the model's own work
             self.memory.limit = max(1, min(self.memory.limit, model.free // 2))
-        return self.memory.foretell(self.rows * model.batch, model.width, model.bytes)
+        rows, references = (count * model.batch for count in (self.rows, model.references))
+        return self.memory.foretell(rows, model.width, model.bytes, references)
 
     def cache(self, conds: Hashable) -> KVCache:
         """The cache for a call's conditionings."""
@@ -221,10 +222,20 @@ class CacheRun(CachingRun):
         if forward.dense:
             cache.store(call, self._rows(call.k, call), self._rows(call.v, call))
             return call.k, call.v, call.mask
-        computed = len(forward.canvas.index) + len(self.dropped) - self.plan.grid.count
+        computed = self._computed(forward)
         k, v = (rows.narrow(call.dim, computed, self.rows - computed) for rows in cache.read(call))
         bias = None if self.blocks is None else self.blocks.count.float().log()
         return append(call.q, call.k, call.v, call.mask, k, v, call.dim, bias)
+
+    def appended(self, forward: Forward) -> torch.Tensor:
+        if forward.dense or not forward.cached:
+            return super().appended(forward)
+        tokens = self.dropped if self.blocks is None else self.blocks.representative()
+        return tokens[self._computed(forward) :]
+
+    def _computed(self, forward: Forward) -> int:
+        """Rows, the first ones, of tokens that the budget of a call computes."""
+        return len(forward.canvas.index) + len(self.dropped) - self.plan.grid.count
 
     def _rows(self, rows: torch.Tensor, call: AttentionCall) -> torch.Tensor:
         """What is cached of a dense call's keys or values."""

@@ -161,12 +161,14 @@ class Memory:
         limit: bytes of device memory, 0 for no limit. Layers beyond it go to CPU memory, whatever ``place`` is.
         layers: attention calls of a forward that are expected, 0 where that is not known.
         captures: how many captures of each row are kept.
+        rows: that a layer keeps of all captures, conditionings and references, 0 where that is not known.
     """
 
     place: str = "auto"
     limit: int = 0
     layers: int = 0
     captures: int = 1
+    rows: int = 0
     _held: WeakSet[Held] = field(default_factory=WeakSet)
     _lock: Lock = field(default_factory=Lock)
 
@@ -186,7 +188,8 @@ class Memory:
         """
         with self._lock:
             if self.place == "auto":  # decided once, by the first layer
-                self.place = self._chosen(2 * self.layers * self.captures * rows.nbytes)
+                given = rows.shape[0] * rows.shape[dim]
+                self.place = self._chosen(2 * self.layers * (self.rows or self.captures * given) * rows.nbytes // given)
             held: Held | None = None
             if self.place != "cpu":
                 need = rows.nbytes if self.place == "device" else rows.numel() + 4 * rows.numel() // head_dim
@@ -196,15 +199,17 @@ class Memory:
             self._held.add(held)
             return held
 
-    def foretell(self, rows: int, width: int, bytes: int) -> str:
+    def foretell(self, rows: int, width: int, bytes: int, references: int = 0) -> str:
         """One sentence on the memory of a run that has not begun, "" where the model's layers are not known.
 
         Args:
             rows: cached rows of a layer, of all conditionings.
             width: channels of a row.
             bytes: of one number.
+            references: rows that are kept once of references, of all conditionings.
         """
-        whole = 2 * self.layers * self.captures * rows * width * bytes
+        self.rows = self.captures * rows + references
+        whole = 2 * self.layers * self.rows * width * bytes
         if not whole:
             return ""
         place = self.place if self.place != "auto" else self._chosen(whole)
@@ -214,7 +219,8 @@ class Memory:
         return (
             f"keys and values of what is left out take about {size / 1e9:.2f} GB {words} "
             f"({self.layers} layers, {rows:,} rows of {width:,}"
-            + (f", {self.captures} captures)" if self.captures > 1 else ")")
+            + (f", {self.captures} captures" if self.captures > 1 else "")
+            + (f", and {references:,} rows of references)" if references else ")")
             + (f", of which {(size - self.limit) / 1e9:.2f} GB go to CPU memory" if beyond else "")
         )
 

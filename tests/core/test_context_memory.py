@@ -75,6 +75,10 @@ def test_auto_takes_eight_bit_when_all_layers_do_not_fit() -> None:
     assert type(roomy.hold(rows(), 2, 64)) is Held
     assert type(tight.hold(rows(), 2, 64)) is EightBit
     assert type(Memory("auto", 0, layers=10**9).hold(rows(), 2, 64)) is Held
+    for wanted, place in ((1.0, Held), (2.0, EightBit)):  # a reference's rows, or another conditioning's, come later
+        memory = Memory("auto", 5 * pair, layers=5)
+        memory.foretell(round(wanted * 2 * 20), width=10**6, bytes=4)  # the width is measured, not foretold
+        assert type(memory.hold(rows(), 2, 64)) is place
 
 
 @pytest.mark.parametrize("place", ["auto", "device", "8 bit"])
@@ -143,6 +147,9 @@ def test_the_size_is_said_before_the_run() -> None:
     assert "0.50 GB go to CPU memory" in said(memory_limit=0.5)
     assert "about 1.99 GB in CPU memory" in said(cache_place="cpu")
     assert "about 3.99 GB" in said(forecast="linear")
+    model = replace(model, references=2848)
+    assert "about 3.99 GB on the device (57 layers, 2,848 rows of 3,072, and 2,848 rows of references)" in said()
+    assert "about 5.98 GB" in said(forecast="linear"), "a reference has no noise: nothing of it is carried on"
     assert make_context("low").start(plan()).expect(model) == ""
     assert make_context("cache").start(plan()).expect(replace(model, layers=0)) == ""
 

@@ -96,6 +96,47 @@ def test_the_limit_of_the_widget_is_kept(pack: ModuleType, monkeypatch: pytest.M
         assert facts["cache_place"] == place
 
 
+@pytest.mark.parametrize("name", ["flux_kontext", "qwen_image"])
+def test_references_are_reckoned_before_the_run(
+    pack: ModuleType, name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A reference that shows the picture is kept as the picture is; another one, or one left whole, takes nothing."""
+    if name not in tiny.families():
+        pytest.skip(f"this host has no {name}")
+    memory = import_module(f"{pack.__name__}.hilo_core.contexts.memory")
+    reckoned: list[int] = []
+    foretell = memory.Memory.foretell
+
+    def foretold(self: Any, *args: Any) -> str:
+        sentence = foretell(self, *args)
+        reckoned.append(2 * self.layers * self.rows * args[1] * args[2])
+        return sentence
+
+    monkeypatch.setattr(memory.Memory, "foretell", foretold)
+    job = Job(pack, name)
+    other = torch.randn(job.latent.shape, generator=torch.Generator().manual_seed(3))
+    settings = {"context": "cache", "forecast": "hold"}
+    kept = []
+    for shown, widgets in ((None, {}), (job.latent, {}), (other, {}), (job.latent, {"references": "whole"})):
+        latents = {} if shown is None else {"reference_latents": [shown]}
+        cond = [[text, {**extra, **latents}] for text, extra in job.positive]
+        with monkeypatch.context() as patch:
+            patch.setattr(job, "positive", cond)
+            with caplog.at_level(logging.INFO, logger="hilo_token"):
+                _, facts = facts_of(job, job.patched(**settings, **widgets), monkeypatch, cfg=1.0)
+        kept.append(facts["cache_bytes"])
+        assert reckoned[-1] == facts["cache_bytes"], shown
+    assert kept == [kept[0], 2 * kept[0], kept[0], kept[0]]
+    assert len([one for one in caplog.records if "rows of references" in one.message]) == 1
+    limit = 1.5 * kept[0] / 1e9  # room for the picture's alone
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            job, "positive", [[text, {**extra, "reference_latents": [job.latent]}] for text, extra in job.positive]
+        )
+        _, facts = facts_of(job, job.patched(**settings, memory_limit=limit), monkeypatch, cfg=1.0)
+    assert facts["cache_place"] == "8 bit"
+
+
 @pytest.mark.parametrize("name", [FLUX, "z_image"])
 @pytest.mark.parametrize("context", ["cache", "rolling"])
 def test_the_next_run_is_spared_its_dense_steps(
