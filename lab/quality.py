@@ -31,6 +31,7 @@ RESULTS = Path(__file__).parent / "results"
 # What an artist's picture is like, 2,304 tokens and 20 steps; then every row where it is cheap.
 DEFAULT = (Part(768, 20, only="wide"), Part(256, 8, every=3))
 FULL = (Part(256, 8), Part(256, 20), Part(512, 8), Part(512, 20), Part(768, 20, only="wide"))
+MARKS = ("core", "wide", "study")  # of `lab.bench.rows.Row`
 ENTRANCE_CASES = 60  # six of each kind of picture
 
 
@@ -40,7 +41,7 @@ def jobs(args: argparse.Namespace) -> Iterator[Job]:
         for case in folder_cases(args.images, args.masks, args.parts[0].size):
             yield from ((part, case) for part in args.parts)
         return
-    if not args.host:
+    if not (args.host or args.only):
         part = Part(min(256, args.parts[0].size), args.steps or 8, only="entrance", entrance=True)
         for number in range(min(ENTRANCE_CASES, 5 * args.pictures)):
             yield part, held_out_case(summary.ENTRANCE_GROUP, number, part.size)
@@ -61,6 +62,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--size", type=int, help="only this size in pixels, a multiple of 16")
     parser.add_argument("--steps", type=int, help="only this many steps")
     parser.add_argument("--rows", nargs="+", metavar="ROW", help=f"only these: {', '.join(ROWS)}")
+    parser.add_argument("--only", choices=MARKS, help="only rows with this mark; no entrance test")
     parser.add_argument("--images", type=Path, metavar="DIR", help="a folder of your own pictures")
     parser.add_argument("--masks", type=Path, metavar="DIR", help="their masks, of the same names")
     parser.add_argument("--host", action="store_true", help="through a real ComfyUI; only the rows that exist as nodes")
@@ -82,8 +84,8 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
         if value is not None and value <= 0:
             parser.error(f"--{name} is {value}; it must be more than 0")
     parts = FULL if args.full else DEFAULT
-    if args.size or args.steps or args.images:
-        parts = (Part(args.size or 256, args.steps or 8),)
+    if args.size or args.steps or args.only or args.images:
+        parts = (Part(args.size or 256, args.steps or 8, only=args.only or ""),)
     args.parts = parts
     args.pictures = args.pictures or (108 if args.full else 24)
     args.minutes = args.minutes or (float("inf") if args.full else 18.0)
@@ -133,8 +135,13 @@ def main(argv: list[str] | None = None) -> int:
         workers=args.workers,
         minutes=(time.time() - started) / 60,
     )
-    content = summary.summarise(results, environment)
-    quality_report.write(args.out, content, "quality_host" if args.host else "quality")
+    name = "quality_host" if args.host else "quality"
+    measured = args.out / f"{name}_pictures.json.gz"
+    before = {} if args.images else summary.still_valid(record.read_json(measured), environment)
+    pictures = record.merge(before, environment, "pictures", summary.KEY, results)
+    record.write_json(measured, pictures)
+    content = summary.summarise(pictures)
+    quality_report.write(args.out, content, name)
     print(quality_report.short(content))
     print(f"written to {args.out}")
     return 0

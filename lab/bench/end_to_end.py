@@ -22,7 +22,7 @@ from lab.bench import record
 from lab.bench.clock import Clock
 from lab.bench.host import pack
 from lab.bench.paper import END_TO_END_SPEEDUP
-from lab.bench.results import Bench, Content, Entry, Scene, common, in_order, provenance
+from lab.bench.results import Bench, Content, Entry, Scene, common, in_order
 from lab.bench.shapes import HostModel, randomise
 
 STEPS = 8
@@ -180,7 +180,7 @@ def write(path: Path, content: Content) -> None:
     """The report."""
     lines = [
         "# End to end\n",
-        *provenance(content),
+        *record.provenance(content),
         f"\nVAE encode, plan, {STEPS} steps, decode (`region`), paste; against encode, {STEPS} dense steps and a full "
         "decode. Real widths, random weights. A step is scaled to the real model: the time of each kind of block times "
         "their real number, and the rest as measured. No text encoder. *decode*: full / region, seconds and MiB at the "

@@ -40,7 +40,7 @@ def series(row: Row) -> str:
     if getattr(row, "method", "hilo") not in ("hilo", "lazy"):
         return "another method"
     if row.context == "auto":
-        return "cache"
+        return "rolling"
     for name in ("cache", "rolling", "low"):
         if name in row.context:
             return "low tokens" if name == "low" else name

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from lab.bench import record
 from lab.bench.clock import Clock
 from lab.bench.host import pack
-from lab.bench.results import Bench, Content, Entry, Scene, common, host_model, provenance
+from lab.bench.results import Bench, Content, Entry, Scene, common, host_model
 from lab.bench.rows import ROWS
 from lab.bench.shapes import HostModel
 
@@ -131,7 +131,7 @@ def write(path: Path, content: Content) -> None:
     """The report."""
     lines = [
         "# Speed of the other systems\n",
-        *provenance(content),
+        *record.provenance(content),
         "\nOne model call through ComfyUI, dense and with the method in turn in one process, medians. *pairs*: queries "
         "times keys in attention, of the dense call's. A transformer spends a smaller part of its time in attention "
         "than the U-Net that ToDo was measured on, and its text tokens stay whole.\n",

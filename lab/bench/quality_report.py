@@ -17,8 +17,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 HEADER = [
-    "row", "tokens", "FLOPs", "time", "PSNR mask", "Δ dense, 95 %", "PSNR to dense", "SSIM mask", "SSIM to dense",
-    "PSNR ring", "outside", "seam ΔE", "over dense", "edge", "grid", "verdict",
+    "row", "pictures", "tokens", "FLOPs", "time", "PSNR mask", "Δ dense, 95 %", "PSNR to dense", "SSIM mask",
+    "SSIM to dense", "PSNR ring", "outside", "seam ΔE", "over dense", "edge", "grid", "verdict",
 ]  # fmt: skip
 
 VERDICTS = {True: "PASS", False: "FAIL", None: "few"}
@@ -53,14 +53,13 @@ def tables(rows: list[dict[str, Any]]) -> dict[tuple[int, int, str], list[dict[s
 
 def markdown(content: dict[str, Any], name: str) -> str:
     """The whole report."""
-    environment = content["environment"]
-    weights = ", ".join(f"{file} {digest}" for file, digest in environment["weights"].items())
+    last = list(content["environments"].values())[-1]
+    weights = ", ".join(f"{file} {digest}" for file, digest in last["weights"].items())
+    through = f" Through ComfyUI {last['host']}." if last.get("host") else ""
     lines = [
         "# Quality bench\n",
-        f"{environment['time']}, commit {environment['commit']}, {environment['device']} ({environment['processor']}, "
-        f"{environment['threads']} threads), {environment['dtype']}, "
-        f"torch {environment['versions'].get('torch', '?')}, {environment['minutes']:.0f} minutes. Weights: {weights}."
-        + (f" Through ComfyUI {environment['host']}." if environment.get("host") else ""),
+        *record.provenance(content),
+        f"\nWeights: {weights}.{through}",
         f"\n{content['rule']}\n",
         entrance_table(content["entrance"]),
         f"![Quality over cost]({name}_frontier.png)\n",
@@ -68,9 +67,8 @@ def markdown(content: dict[str, Any], name: str) -> str:
         LEGEND,
     ]
     for (size, steps, group), rows in tables(content["rows"]).items():
-        share, count = rows[0]["share"], rows[0]["pictures"]
         lines += [
-            f"\n## {size} px, {steps} steps, {group} masks ({share:.1%} on average, {count} pictures)\n",
+            f"\n## {size} px, {steps} steps, {group} masks ({rows[0]['share']:.1%} on average)\n",
             record.table(HEADER, [line(row) for row in rows]),
         ]
     return "\n".join(lines)
@@ -83,6 +81,7 @@ def line(row: dict[str, Any]) -> list[str]:
     to_dense = "–" if row["row"] == "dense" else f"{row['dense_psnr_mask']:.1f}"
     return [
         row["title"],
+        str(row["pictures"]),
         percent(row["tokens"]),
         percent(row["flops_share"]),
         percent(row["seconds_share"]),
@@ -137,10 +136,10 @@ def short(content: dict[str, Any]) -> str:
     """What the terminal shows: a line a row."""
     lines = [entrance_table(content["entrance"])]
     for (size, steps, group), rows in tables(content["rows"]).items():
-        lines.append(f"\n{size} px, {steps} steps, {group} masks, {rows[0]['pictures']} pictures")
+        lines.append(f"\n{size} px, {steps} steps, {group} masks, up to {rows[0]['pictures']} pictures")
         for row in rows:
             cells = line(row)
-            lines.append(f"  {cells[-1]:4}  {row['title'][:44]:44} FLOPs {cells[2]:>5}  PSNR {cells[4]}  Δ {cells[5]}")
+            lines.append(f"  {cells[-1]:4}  {row['title'][:44]:44} FLOPs {cells[3]:>5}  PSNR {cells[5]}  Δ {cells[6]}")
     return "\n".join(lines)
 
 

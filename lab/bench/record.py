@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import math
@@ -16,7 +17,11 @@ from typing import Any
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
+CLOCKS = {"wall": "seconds on the wall", "busy": "seconds of the process, on a machine shared with other work"}
 PACKAGES = ("torch", "diffusers", "numpy", "opencv-python-headless", "opencv-python", "scikit-image", "scipy", "kornia")
+
+Entry = dict[str, Any]
+Content = dict[str, Any]  # "environments" by the time of the run, and lists of entries
 
 
 def environment(device: torch.device, dtype: torch.dtype, **more: Any) -> dict[str, Any]:
@@ -72,11 +77,57 @@ def fingerprint(path: Path) -> str:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON whose NaN are null and whose floats have six digits, replacing the file in one go."""
+    """Write JSON whose NaN are null and whose floats have six digits, packed when the name ends in `.gz`, replacing the
+    file in one go."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(path.suffix + ".part")
-    part.write_text(json.dumps(_plain(content), indent=1) + "\n")
+    packed = path.suffix == ".gz"
+    text = (json.dumps(_plain(content), indent=None if packed else 1) + "\n").encode()
+    part.write_bytes(gzip.compress(text, mtime=0) if packed else text)
     part.replace(path)
+
+
+def read_json(path: Path) -> Content:
+    """What `write_json` wrote; nothing when there is no such file."""
+    if not path.is_file():
+        return {}
+    data = path.read_bytes()
+    return json.loads(gzip.decompress(data) if path.suffix == ".gz" else data)
+
+
+def merge(old: Content, environment: dict[str, Any], name: str, key: tuple[str, ...], new: list[Entry]) -> Content:
+    """A file's content with new entries in place of the ones they repeat; each keeps where it was measured.
+
+    A bench of hours can so be measured in pieces, a model, a size or a device at a time.
+
+    Args:
+        old: content of the file, may be empty.
+        environment: of the run, see `environment`.
+        name: of the list of entries.
+        key: fields that make two of them the same measurement.
+        new: entries.
+    """
+    run = environment["time"]
+    environments = {**old.get("environments", {}), run: environment}
+    known = {tuple(entry[part] for part in key): entry for entry in old.get(name, [])}
+    known |= {tuple(entry[part] for part in key): {**entry, "run": run} for entry in new}
+    lists = {**{one: entries for one, entries in old.items() if one != "environments"}, name: list(known.values())}
+    used = {entry["run"] for entries in lists.values() for entry in entries}
+    return {"environments": {run: one for run, one in environments.items() if run in used}, **lists}
+
+
+def provenance(content: Content) -> list[str]:
+    """Where the entries come from, as lines of a Markdown list."""
+    return [
+        f"- {one['time']}: commit {one['commit']}, {one['device']} ({one['processor']}, {one['threads']} threads), "
+        f"{_torch(one)}{CLOCKS[one['clock']]}"
+        for one in content["environments"].values()
+    ]
+
+
+def _torch(environment: dict[str, Any]) -> str:
+    version = environment.get("versions", {}).get("torch")
+    return f"torch {version}, " if version else ""
 
 
 def _plain(value: Any) -> Any:

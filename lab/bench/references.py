@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from lab.bench import record
 from lab.bench.cost import count_flops
-from lab.bench.results import Bench, Content, Entry, Scene, common, in_order, provenance
+from lab.bench.results import Bench, Content, Entry, Scene, common, in_order
 from lab.bench.shapes import EDITORS, HostModel
 
 GOAL = 1.5  # what packed references must add to a run at small masks
@@ -65,7 +65,7 @@ def write(path: Path, content: Content) -> None:
     """The report."""
     lines = [
         "# References of edit models\n",
-        *provenance(content),
+        *record.provenance(content),
         "\nEdit models see the source picture as a reference, so their sequence is twice as long. One step: dense, "
         "with HiLo on the picture and the reference whole, with HiLo on both (`references` compress). *gain*: what "
         f"packing the reference adds, whole over packed, the goal is {GOAL} at small masks. *speedup*: dense over "

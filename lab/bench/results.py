@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,15 +12,13 @@ from typing import Any
 import torch
 
 from lab.bench import record
+from lab.bench.record import Content, Entry
 from lab.bench.shapes import EDITORS, SHAPES, HostModel, TimedModel
 
-Entry = dict[str, Any]
-Content = dict[str, Any]  # "environments" by the time of the run, and lists of entries
 Scene = Callable[[int, float], tuple[torch.Tensor, torch.Tensor]]  # (size, ratio) -> picture and mask
 
 # What makes two entries the same measurement.
 KEY = ("model", "device", "dtype", "context", "preset", "size", "mask")
-CLOCKS = {"wall": "seconds on the wall", "busy": "seconds of the process, on a machine shared with other work"}
 
 
 def host_model(name: str, args: argparse.Namespace, kind: type[HostModel] = HostModel) -> HostModel:
@@ -81,34 +78,13 @@ class Bench:
         if not found:
             return 1
         path = args.out / f"{self.file}.json"
-        content = merge(path, environment, self.entries, self.key, found)
+        content = record.merge(record.read_json(path), environment, self.entries, self.key, found)
         record.write_json(path, content)
         self.write(path.with_suffix(".md"), content)
         if self.told:
             print(self.told(found))
         print(f"written to {args.out}")
         return 0
-
-
-def merge(path: Path, environment: dict[str, Any], name: str, key: tuple[str, ...], new: list[Entry]) -> Content:
-    """A file's content with new entries in place of the ones they repeat; each keeps where it was measured.
-
-    A bench of minutes can so be measured in pieces, a model or a device at a time.
-
-    Args:
-        path: the JSON file, which may not be there yet.
-        environment: of the run, see `record.environment`.
-        name: of the list of entries.
-        key: fields that make two of them the same measurement.
-        new: entries.
-    """
-    old = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"environments": {}}
-    environments, run = {**old.pop("environments"), environment["time"]: environment}, environment["time"]
-    known = {tuple(entry[part] for part in key): entry for entry in old.get(name, [])}
-    known |= {tuple(entry[part] for part in key): {**entry, "run": run} for entry in new}
-    lists = {**old, name: list(known.values())}
-    used = {entry["run"] for entries in lists.values() for entry in entries}
-    return {"environments": {run: one for run, one in environments.items() if run in used}, **lists}
 
 
 def on_machine(args: argparse.Namespace) -> Entry:
@@ -143,20 +119,6 @@ def common(
         "size": size,
         "mask": mask,
     }
-
-
-def provenance(content: Content) -> list[str]:
-    """Where the entries come from, as lines of a Markdown list."""
-    return [
-        f"- {one['time']}: commit {one['commit']}, {one['device']} ({one['processor']}, {one['threads']} threads), "
-        f"{_torch(one)}{CLOCKS[one['clock']]}"
-        for one in content["environments"].values()
-    ]
-
-
-def _torch(environment: dict[str, Any]) -> str:
-    version = environment.get("versions", {}).get("torch")
-    return f"torch {version}, " if version else ""
 
 
 def in_order(content: Content) -> list[Entry]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import matplotlib
 
 from lab.bench import record
-from lab.bench.results import Content, Entry, provenance
+from lab.bench.results import Content, Entry
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -36,7 +36,7 @@ def markdown(content: Content) -> str:
     """The whole report."""
     lines = [
         "# Speed bench\n",
-        *provenance(content),
+        *record.provenance(content),
         "\nOne step of the transformer, dense and compressed in turn in one process, medians. *ideal*: counted "
         "operations of the dense step over the compressed one's, text tokens included. *efficiency*: measured over "
         f"ideal, the goal is {GOAL}. Few blocks of each model, random weights: what HiLo adds a step is spread over "

@@ -9,6 +9,7 @@ import numpy as np
 
 from lab.bench.rows import ROWS
 from lab.bench.verdict import RULE, judge
+from lab.masks import GROUPS
 
 Results = list[dict[str, Any]]
 
@@ -24,26 +25,46 @@ OVER_TELEA = 3.0  # dB, on every procedural kind; on photographs 0
 EDIT_ONLY_COST = 1.0  # dB
 
 
-def summarise(results: Results, environment: dict[str, Any]) -> dict[str, Any]:
-    """The content of quality.json."""
+# What makes two measurements the same.
+KEY = ("row", "case", "size", "steps", "entrance")
+
+
+def still_valid(content: dict[str, Any], environment: dict[str, Any]) -> dict[str, Any]:
+    """Earlier measurements of the same model, arithmetic and host; the others are not comparable and left out.
+
+    Args:
+        content: of the file of pictures, may be empty.
+        environment: of this run.
+    """
+    same = ("weights", "dtype", "host", "clock")
+    runs = content.get("environments", {})
+    kept = {run: one for run, one in runs.items() if all(one[part] == environment[part] for part in same)}
+    pictures = [one for one in content.get("pictures", []) if one["run"] in kept]
+    return {"environments": kept, "pictures": pictures}
+
+
+def summarise(content: dict[str, Any]) -> dict[str, Any]:
+    """The content of quality.json from that of the file of pictures."""
+    results = content["pictures"]
     return {
-        "environment": environment,
+        "environments": content["environments"],
         "rule": RULE,
         "rows": table_rows([result for result in results if not result["entrance"]]),
         "entrance": entrance([result for result in results if result["entrance"]]),
-        "pictures": results,
     }
 
 
 def table_rows(results: Results) -> list[dict[str, Any]]:
-    """One entry for each size, number of steps, group of masks and row; costs relative to dense."""
+    """One entry for each size, number of steps, group of masks and row; all relative to dense on the row's pictures."""
     found = defaultdict(dict)
     for result in results:
         found[result["size"], result["steps"], result["group"]].setdefault(result["row"], []).append(result)
     rows = []
-    for (size, steps, group), by_row in found.items():
-        dense = by_row["dense"]
-        for name, entries in by_row.items():
+    for (size, steps, group), by_row in sorted(found.items(), key=lambda one: _place(*one[0])):
+        dense_of = {entry["case"]: entry for entry in by_row["dense"]}
+        for name in [name for name in ROWS if name in by_row]:
+            entries = by_row[name]
+            dense = [dense_of[entry["case"]] for entry in entries]
             means = {key: _mean(entries, key) for key in MEANS}
             rows.append(
                 {
@@ -65,6 +86,11 @@ def table_rows(results: Results) -> list[dict[str, Any]]:
                 }
             )
     return rows
+
+
+def _place(size: int, steps: int, group: str) -> tuple[int, int, int]:
+    """Where a table stands in the report: many steps first, then small pictures, then small masks."""
+    return -steps, size, list(GROUPS).index(group)
 
 
 def entrance(results: Results) -> list[dict[str, Any]]:

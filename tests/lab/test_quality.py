@@ -22,9 +22,10 @@ from lab.bench.clock import Clock
 from lab.bench.cost import Meter, count_flops
 from lab.bench.quality_report import UNFIT
 from lab.bench.ranks import RANKS
+from lab.bench.record import read_json
 from lab.bench.rows import ROWS, Kind, chosen, running_order
 from lab.bench.runners import Box, LabRunner, compressed, crop_box, shrunk
-from lab.bench.summary import entrance, table_rows
+from lab.bench.summary import entrance, still_valid, table_rows
 from lab.bench.verdict import judge
 from lab.dit import CONTEXT_TOKENS, build_dit, export_dit
 from lab.hilo import grid_of
@@ -346,17 +347,32 @@ def test_a_whole_run(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert {row["row"] for row in content["rows"]} == {"dense", *names}
     assert {row["group"] for row in content["rows"]} == set(GROUPS)
     assert all(row["pictures"] == 2 and row["passed"] is None for row in content["rows"])
-    assert len(content["pictures"]) == 2 * 3 * 5 + 10 * 3
+    assert len(read_json(tmp_path / "quality_pictures.json.gz")["pictures"]) == 2 * 3 * 5 + 10 * 3
     assert {line["kind"] for line in content["entrance"]} == set(KINDS)
     dense = next(row for row in content["rows"] if row["row"] == "dense")
     assert dense["delta_psnr"] == 0 and dense["flops_share"] == 1 and dense["dense_psnr_mask"] == metrics.CEILING
-    assert set(content["environment"]["weights"]) == {"hilo_lab_fill.safetensors", "hilo_lab_vae.safetensors"}
+    (environment,) = content["environments"].values()
+    assert set(environment["weights"]) == {"hilo_lab_fill.safetensors", "hilo_lab_vae.safetensors"}
     text = (tmp_path / "quality.md").read_text()
     assert "Entrance test" in text and UNFIT in text, "random weights must not pass as a judge"
     assert ROWS["rolling_20"].title in text
     for plot in ("quality_frontier.png", "quality_kinds.png"):
         assert cv2.imread(str(tmp_path / plot)).shape[0] > 100
     assert "edit region only" in capsys.readouterr().out
+
+
+def test_a_run_adds_to_what_was_measured_of_the_same_model(weights: Path, tmp_path: Path) -> None:
+    options = ["--weights", str(weights), "--out", str(tmp_path), "--dtype", "float32", "--device", "cpu"]
+    options += ["--size", "64", "--steps", "1", "--workers", "1", "--only", "core"]
+    for rows, pictures in ((["telea"], "2"), (["crop"], "1")):
+        assert quality.main([*options, "--rows", *rows, "--pictures", pictures]) == 0
+    content = json.loads((tmp_path / "quality.json").read_text())
+    assert len(content["environments"]) == 2 and not content["entrance"]
+    found = {(row["row"], row["pictures"]) for row in content["rows"] if row["group"] == "small"}
+    assert found == {("dense", 2), ("telea", 2), ("crop", 1)}
+    environment = {**next(iter(content["environments"].values())), "weights": {"other": "model"}}
+    kept = still_valid(read_json(tmp_path / "quality_pictures.json.gz"), environment)
+    assert kept == {"environments": {}, "pictures": []}, "another model's pictures are not compared with these"
 
 
 def test_two_workers_measure_what_one_does(weights: Path, tmp_path: Path) -> None:
@@ -368,7 +384,7 @@ def test_two_workers_measure_what_one_does(weights: Path, tmp_path: Path) -> Non
             [*options, "--pictures", "1", "--rows", "edit_only", "--out", str(out), "--workers", workers]
         )
         assert code == 0
-        pictures = json.loads((out / "quality.json").read_text())["pictures"]
+        pictures = read_json(out / "quality_pictures.json.gz")["pictures"]
         found.append([(entry["row"], entry["case"], entry["psnr_mask"], entry["flops"]) for entry in pictures])
     assert found[0] == found[1]
 

@@ -11,7 +11,8 @@ import torch
 
 from lab import speed
 from lab.bench.clock import Clock, Parts
-from lab.bench.results import KEY, merge
+from lab.bench.record import merge, read_json
+from lab.bench.results import KEY
 
 CPU = torch.device("cpu")
 
@@ -88,12 +89,12 @@ def test_new_measurements_replace_old_ones(tmp_path: Path) -> None:
         return {**key, "size": size, "dense_seconds": seconds}
 
     path = tmp_path / "speed.json"
-    first = merge(path, {"time": "1"}, "steps", KEY, [entry(512, 1.0), entry(1024, 4.0)])
+    first = merge(read_json(path), {"time": "1"}, "steps", KEY, [entry(512, 1.0), entry(1024, 4.0)])
     path.write_text(json.dumps(first))
-    second = merge(path, {"time": "2"}, "steps", KEY, [entry(1024, 3.0)])
+    second = merge(read_json(path), {"time": "2"}, "steps", KEY, [entry(1024, 3.0)])
     assert {(e["size"], e["dense_seconds"], e["run"]) for e in second["steps"]} == {(512, 1.0, "1"), (1024, 3.0, "2")}
     path.write_text(json.dumps(second))
-    third = merge(path, {"time": "3"}, "steps", KEY, [entry(512, 2.0)])
+    third = merge(read_json(path), {"time": "3"}, "steps", KEY, [entry(512, 2.0)])
     assert set(third["environments"]) == {"2", "3"}, "a run nothing is left of is forgotten"
 
 
