@@ -11,7 +11,7 @@ import torch
 
 from ..hilo_core import Run
 from ..hilo_core.contexts import AttentionCall, Forward
-from ..hilo_core.contexts.base import KeysValuesMask
+from ..hilo_core.contexts.base import KeysValuesMask, as_bias
 from ..hilo_core.eager import Eager
 from ..hilo_core.families import Family
 from ..hilo_core.families.base import Sequence
@@ -44,20 +44,33 @@ def override(
         keys = call.k.shape[call.dim]
         fewer, cut = (0, None) if blocks is None else (blocks.fewer, blocks.cut)
         start = family.canvas_start(model, sequence, keys + fewer)
-        call = replace(call, layer=sequence.calls, start=start or 0)
-        k, v, mask = call.k, call.v, call.mask
+        mask, appended = _split(call.mask, keys)
+        call = replace(call, layer=sequence.calls, start=start or 0, mask=mask)
+        k, v = call.k, call.v
         if references is not None:
             starts = family.reference_starts(model, sequence, keys)
             references.keep(call, starts)
             mask = references.weigh(mask, call.q, keys, starts)
         if start is not None and start >= 0:
             k, v, mask = run.work.attend(forward, replace(call, mask=mask), cut)
+            if appended is not None and mask is not None:
+                shown, hidden = mask.tensor_split([-appended.shape[-1]], -1)
+                mask = torch.cat([shown, hidden + as_bias(appended, call.q)], -1)
         if references is not None:
             k, v, mask = references.recall(call, k, v, mask)
         sequence.calls += 1
         return k, v, mask
 
     return _override(show, options.get("optimized_attention_override"))
+
+
+def _split(mask: torch.Tensor | None, keys: int) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """What a mask over all tokens says of a call's own keys, and of those that the context appends to them (see
+    ``conditions.pack_attention_mask``)."""
+    if mask is None or mask.shape[-1] <= keys:
+        return mask, None
+    own, appended = mask.tensor_split([keys], -1)
+    return own, appended
 
 
 # Layers of a ControlNet are counted from here, so that they are not taken for the model's.

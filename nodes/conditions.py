@@ -37,8 +37,6 @@ def why_dense(
     patched = why_unpacked(options, x)
     if patched:
         return patched
-    if _whole_mask(run, kwargs) is not None and run.context.needs_attention:
-        return "a conditioning brings an attention mask over all tokens, which a cached context cannot follow"
     for name in WHOLE_PICTURE_INPUTS:
         if kwargs.get(name) is not None:
             return f"a conditioning ({name}) is tied to the size of the whole picture"
@@ -57,16 +55,17 @@ def _whole_mask(run: Run, kwargs: dict) -> torch.Tensor | None:
 
 
 def pack_attention_mask(run: Run, forward: Forward, kwargs: dict) -> dict:
-    """The conditionings with rows and columns of such a mask gathered to the canvas; a low token is masked as the token
-    whose noise it carries."""
+    """The conditionings with such a mask's rows gathered to the canvas, and its columns to the canvas and what the
+    context appends to its keys; a low token is masked as the token whose noise it carries."""
     mask = _whole_mask(run, kwargs)
     if mask is None:
         return kwargs
     canvas = forward.canvas
     tokens = canvas.index if canvas.blocks is None else torch.cat([canvas.index, canvas.blocks.representative()])
     text = mask.shape[-1] - run.plan.grid.count
-    index = torch.cat([torch.arange(text), text + tokens]).to(mask.device)
-    return {**kwargs, "attention_mask": mask.index_select(-1, index).index_select(-2, index)}
+    queries = torch.cat([torch.arange(text), text + tokens]).to(mask.device)
+    keys = torch.cat([queries, text + run.state.appended(forward).to(mask.device)])
+    return {**kwargs, "attention_mask": mask.index_select(-1, keys).index_select(-2, queries)}
 
 
 def _residuals(control: dict | None) -> list[torch.Tensor]:

@@ -135,9 +135,17 @@ class RollingRun(CachingRun):
         k, v = _without(k, first, first + count, dim), _without(v, first, first + count, dim)
         if mask is not None and mask.shape[-1] > 1:
             mask = _without(mask, first, first + count, mask.ndim - 1)
-        known = min(cache.filled + count, self.rows)
+        known = self._known(forward)
         more_k, more_v = (rows.narrow(dim, 0, known) for rows in cache.read(call))
         return append(q, k, v, mask, more_k, more_v, dim)
+
+    def appended(self, forward: Forward) -> torch.Tensor:
+        return super().appended(forward) if forward.rows is None else self.ranked[: self._known(forward)]
+
+    def _known(self, forward: Forward) -> int:
+        """Rows, the first ones, that hold something once a call has computed its own."""
+        assert forward.rows is not None
+        return min(self.caches[forward.conds].filled + len(forward.rows), self.rows)
 
     def done(self, forward: Forward) -> None:
         super().done(forward)

@@ -67,6 +67,23 @@ def control_picture(job: Job, height: int = HEIGHT, width: int = WIDTH) -> torch
     return torch.rand(1, height, width, 3, generator=torch.Generator().manual_seed(4))
 
 
+@torch.no_grad()  # control adds in place, as it may under the host's nodes
+def answers(job: Job, patcher: Any, times: int, **widgets: Any) -> list[torch.Tensor]:
+    """The patched model's answers to one noisy latent, asked several times in a run."""
+    given: list[torch.Tensor] = []
+
+    def ask(denoiser: Any, x: torch.Tensor, sigmas: torch.Tensor, extra_args: Any, **_: Any) -> torch.Tensor:
+        given.extend(denoiser(x, sigmas[0].expand(x.shape[0]), **extra_args) for _ in range(times))
+        return given[-1]
+
+    comfy.sample.sample_custom(
+        job.patched(patcher, **widgets), comfy.sample.prepare_noise(job.latent, 0), 1.0,
+        comfy.samplers.KSAMPLER(ask), torch.tensor([0.7, 0.3, 0.0]), job.positive, job.negative, job.latent,
+        disable_pbar=True, seed=0,
+    )  # fmt: skip
+    return given
+
+
 @pytest.mark.parametrize("name", SPECS)
 def test_a_control_picture_goes_with_its_tokens(name: str, pack: ModuleType) -> None:
     job, none = Job(pack, name), {"context": "none"}
@@ -98,29 +115,14 @@ def test_a_fresh_cache_is_exact_under_control(name: str, refined: bool, pack: Mo
     job = Job(pack, name, height=192, width=128, box=(64, 96, 64, 112))
     patcher = controlled(job, control_picture(job, 192, 128), refined)
 
-    @torch.no_grad()  # control adds in place, as it may under the host's nodes
-    def ask(patcher: Any, times: int, **widgets: Any) -> list[torch.Tensor]:
-        answers: list[torch.Tensor] = []
-
-        def repeat(denoiser: Any, x: torch.Tensor, sigmas: torch.Tensor, extra_args: Any, **_: Any) -> torch.Tensor:
-            answers.extend(denoiser(x, sigmas[0].expand(x.shape[0]), **extra_args) for _ in range(times))
-            return answers[-1]
-
-        comfy.sample.sample_custom(
-            job.patched(patcher, **widgets), comfy.sample.prepare_noise(job.latent, 0), 1.0,
-            comfy.samplers.KSAMPLER(repeat), torch.tensor([0.7, 0.3, 0.0]), job.positive, job.negative, job.latent,
-            disable_pbar=True, seed=0,
-        )  # fmt: skip
-        return answers
-
     for widgets in ({"context": "cache", "refresh": 0}, {"context": "rolling"}):
         with count_attention_tokens() as calls:
-            dense, *compressed = ask(patcher, 3, capture=0.0, **widgets)
+            dense, *compressed = answers(job, patcher, 3, capture=0.0, **widgets)
         scale = dense.abs().max()
         assert len({queries for queries, _ in calls}) > 1, "no call ran compressed"
         for answer in compressed:
             assert (answer - dense).abs().max() <= 2e-5 * scale, widgets
-        uncontrolled, *_ = ask(job.model.patcher, 1, capture=0.0, **widgets)
+        uncontrolled, *_ = answers(job, job.model.patcher, 1, capture=0.0, **widgets)
         assert (uncontrolled - dense).abs().max() > 1e-3 * scale, "control does not matter"
 
 
@@ -174,11 +176,29 @@ def test_a_mask_over_all_tokens_is_gathered(pack: ModuleType) -> None:
     assert job.change_inside(low, job.hilo()) > 1e-3 and job.error_outside(low) <= 1e-6
 
 
-def test_a_mask_over_all_tokens_with_a_cached_context_runs_dense(
-    pack: ModuleType, caplog: pytest.LogCaptureFixture
-) -> None:
+@pytest.mark.parametrize("widgets", [{"context": "cache", "refresh": 0}, {"context": "rolling"}])
+def test_a_mask_over_all_tokens_is_followed_by_a_cache(widgets: dict[str, Any], pack: ModuleType) -> None:
+    """With what each computed token may see of what is cached, too: a fresh cache gives what the dense call gave."""
     job = Job(pack, "flux_dev")
-    masked_job = masked(job, torch.zeros(1, TEXT + TOKENS, TEXT + TOKENS))
-    with caplog.at_level(logging.WARNING, logger="hilo_token"):
-        masked_job.hilo({"context": "cache"}, steps=3)
-    assert len([record for record in caplog.records if "attention mask over all tokens" in record.message]) == 1
+    bias = 2 * torch.randn(1, TEXT + TOKENS, TEXT + TOKENS, generator=torch.Generator().manual_seed(7))
+    with count_attention_tokens() as calls:
+        dense, *compressed = answers(masked(job, bias), job.model.patcher, 3, capture=0.0, **widgets)
+    scale = dense.abs().max()
+    assert len({queries for queries, _ in calls}) > 1, "no call ran compressed"
+    for answer in compressed:
+        assert (answer - dense).abs().max() <= 2e-5 * scale
+    unmasked, *_ = answers(job, job.model.patcher, 1, capture=0.0, **widgets)
+    assert (unmasked - dense).abs().max() > 1e-3 * scale, "the mask does not matter"
+
+
+@pytest.mark.parametrize("context", ["cache", "pooled cache", "rolling"])
+def test_what_is_cached_and_masked_is_not_seen(context: str, pack: ModuleType) -> None:
+    job, settings = Job(pack, "flux_dev"), {"refresh": 0, "capture": 0.0}
+    dropped = torch.cat([torch.zeros(TEXT, dtype=torch.bool), job.on_grid(low=False).dropped])
+    mask = torch.zeros(1, TEXT + TOKENS, TEXT + TOKENS)
+    seen = answers(masked(job, mask), job.model.patcher, 2, context=context, **settings)[1]
+    mask[:, ~dropped] = torch.where(dropped, -100.0, 0.0)
+    hidden = answers(masked(job, mask), job.model.patcher, 2, context=context, **settings)[1]
+    alone = answers(job, job.model.patcher, 1, context="none")[0]
+    assert (hidden - alone).abs().max() <= 2e-5 * alone.abs().max()
+    assert (seen - alone).abs().max() > 1e-3 * alone.abs().max()
