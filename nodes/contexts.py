@@ -24,70 +24,67 @@ def context_inputs() -> list[Any]:
             tooltip="For contexts that cache: gigabytes of the device's memory they may take, 0 for no limit. What "
             "does not fit is kept in 8 bit, and then in CPU memory. The log says before the run how much it will be.",
         ),
-        io.Combo.Input(
+        _advanced(
+            io.Combo.Input,
             "cache_place",
+            "For contexts that cache: where keys and values are kept. auto: as they are if all fit into memory_limit, "
+            "else in 8 bit. What exceeds the limit goes to the CPU in any case.",
             options=list(PLACES),
-            optional=True,
             default="auto",
-            tooltip="For contexts that cache: where keys and values are kept. auto: as they are if all fit into "
-            "memory_limit, else in 8 bit. What exceeds the limit goes to the CPU in any case.",
-            **newer(io.Combo.Input, advanced=True),
         ),
-        io.Combo.Input(
+        _advanced(
+            io.Combo.Input,
             "forecast",
+            "For contexts that cache: keys and values between two captures. linear: carried on in the noise level, "
+            "which takes twice the memory; hold: as captured.",
             options=list(FORECASTS),
-            optional=True,
             default="linear",
-            tooltip="For contexts that cache: keys and values between two captures. linear: carried on in the noise "
-            "level, which takes twice the memory; hold: as captured.",
-            **newer(io.Combo.Input, advanced=True),
         ),
-        io.Boolean.Input(
+        _advanced(
+            io.Boolean.Input,
             "warm",
-            optional=True,
+            "For context rolling: begin with one dense step. Off: low-frequency tokens stand in for what is not cached "
+            "yet.",
             default=True,
-            tooltip="For context rolling: begin with one dense step. Off: low-frequency tokens stand in for what is "
-            "not cached yet.",
-            **newer(io.Boolean.Input, advanced=True),
         ),
-        io.Boolean.Input(
+        _advanced(
+            io.Boolean.Input,
             "reuse",
-            optional=True,
+            "For contexts that cache: keep the dense steps' keys and values in CPU memory, up to memory_limit, for the "
+            "next run with the same picture, plan, model, LoRAs, prompt and steps. Another seed needs no dense step "
+            "then; its result differs slightly.",
             default=False,
-            tooltip="For contexts that cache: keep the dense steps' keys and values in CPU memory, up to memory_limit, "
-            "for the next run with the same picture, plan, model, LoRAs, prompt and steps. Another seed needs no dense "
-            "step then; its result differs slightly.",
-            **newer(io.Boolean.Input, advanced=True),
         ),
     ]
 
 
 def schedule_inputs() -> list[Any]:
     """Appended after ``tuned``, in this order for good."""
-    words = {"dense_first": ("beginning", "where the composition is decided"), "dense_last": ("end", "for fine detail")}
+    renewed = "Contexts that cache renew their keys and values in them."
+    steps = dict(default=0, min=0, max=100)
     return [
-        *(
-            io.Int.Input(
-                name,
-                optional=True,
-                default=0,
-                min=0,
-                max=100,
-                tooltip=f"So many steps at the {place} run dense, {why}. Contexts that cache renew their keys and "
-                "values in them.",
-                **newer(io.Int.Input, advanced=True),
-            )
-            for name, (place, why) in words.items()
+        _advanced(
+            io.Int.Input,
+            "dense_first",
+            f"So many steps at the beginning run dense, where the composition is decided. {renewed}",
+            **steps,
         ),
-        io.Float.Input(
+        _advanced(
+            io.Int.Input, "dense_last", f"So many steps at the end run dense, for fine detail. {renewed}", **steps
+        ),
+        _advanced(
+            io.Float.Input,
             "capture",
-            optional=True,
+            "For context cache and pooled cache: the part of the steps before the first dense one. Keys and values of "
+            "almost pure noise foretell little; until then low-frequency tokens stand in.",
             default=0.1,
             min=0.0,
             max=1.0,
             step=0.01,
-            tooltip="For context cache and pooled cache: the part of the steps before the first dense one. Keys and "
-            "values of almost pure noise foretell little; until then low-frequency tokens stand in.",
-            **newer(io.Float.Input, advanced=True),
         ),
     ]
+
+
+def _advanced(kind: Any, name: str, tooltip: str, **values: Any) -> Any:
+    """An optional input that is folded away where the host supports that."""
+    return kind(name, optional=True, tooltip=tooltip, **values, **newer(kind, advanced=True))

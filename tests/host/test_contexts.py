@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from importlib import import_module
+from inspect import signature
 from types import ModuleType
 from typing import Any
 
@@ -97,3 +98,16 @@ def test_contexts_sample_in_every_family(model: tiny.TinyModel, pack: ModuleType
         outside = ~plan.edit.view(plan.grid.rows, plan.grid.cols)
         outside = outside.repeat_interleave(model.patch, 0).repeat_interleave(model.patch, 1)
         assert (result - latent)[..., outside].abs().max() <= 1e-5 * latent.abs().max()
+
+
+def test_what_few_artists_need_is_folded_away(pack: ModuleType) -> None:
+    """Where the host can; the choices that everybody makes stay in sight."""
+    from comfy_api.latest import io
+
+    if "advanced" not in signature(io.Combo.Input.__init__).parameters:
+        pytest.skip("this host folds nothing away")
+    schema = import_module(f"{pack.__name__}.nodes.patch").HiLoPatchModel.define_schema()
+    seen = [one.id for one in schema.inputs if not one.advanced]
+    assert seen == [
+        "model", "plan", "context", "start_percent", "end_percent", "on_unsupported", "vae", "memory_limit",
+    ]  # fmt: skip
