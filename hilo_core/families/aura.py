@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
-from .base import Family, Sequence, replaced
-from .sd3 import sample_table
+from .base import PictureLast, Sequence, replaced
+from .tables import sample_table
 
 
-class AuraFlow(Family):
+class AuraFlow(PictureLast):
     """Absolute positions from a learned table, cropped to the picture's centre and stretched for pictures larger than
     it. Register tokens and text come first."""
 
@@ -27,6 +27,3 @@ class AuraFlow(Family):
             return x + sample_table(add_positions(whole, canvas.grid_rows * patch, canvas.grid_cols * patch), canvas)
 
         return replaced(model, "apply_pos_embeds", add_true_positions)
-
-    def canvas_start(self, model: Any, sequence: Sequence, keys: int) -> int | None:
-        return keys - sequence.canvas.tokens

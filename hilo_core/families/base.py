@@ -74,6 +74,10 @@ class Sequence:
         """What stands in for the reference of that turn, from 0."""
         return self.references[turn] if turn >= 0 else None
 
+    def reference_starts(self, first: int) -> list[int]:
+        """Where the references begin that the model has cut, the first of them at ``first``."""
+        return list(accumulate(self.reference_tokens[:-1], initial=first)) if self.reference_tokens else []
+
 
 class Family:
     """A family of DiTs.
@@ -103,7 +107,8 @@ class Family:
 
     def patch_size(self, model: Any) -> int:
         """Latent cells a token side."""
-        return int(model.patch_size)
+        patch = model.patch_size
+        return int(patch[-1] if isinstance(patch, (tuple, list)) else patch)  # video models: (frames, rows, columns)
 
     def positions(self, model: Any, sequence: Sequence) -> Any:
         """A context manager: inside it the model gives canvas tokens their true positions; after it the model is as it
@@ -126,9 +131,14 @@ class Family:
         """Where each reference begins among the keys of the running attention call; empty when they are not in there.
         Here they follow the canvas."""
         start = self.canvas_start(model, sequence, keys)
-        if start is None or not sequence.reference_tokens:
-            return []
-        return list(accumulate(sequence.reference_tokens[:-1], initial=start + sequence.canvas.tokens))
+        return [] if start is None else sequence.reference_starts(start + sequence.canvas.tokens)
+
+
+class PictureLast(Family):
+    """A family whose picture comes last in every attention call that it is in, and is in each one."""
+
+    def canvas_start(self, model: Any, sequence: Sequence, keys: int) -> int | None:
+        return keys - sequence.canvas.tokens
 
 
 @contextmanager
@@ -283,6 +293,7 @@ class Rotary(Family):
 __all__ = [
     "Family",
     "InputProxy",
+    "PictureLast",
     "Reference",
     "Rotary",
     "Sequence",

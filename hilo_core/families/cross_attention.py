@@ -14,9 +14,6 @@ class CrossAttention(Rotary):
 
     embedder = "rope_embedder"
 
-    def patch_size(self, model: Any) -> int:
-        return int(model.patch_size[-1])
-
     def calls_before_blocks(self, model: Any) -> int:
         """Attention calls of a forward before its first block."""
         return 0

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from .base import Rotary, Sequence, place_canvas
@@ -16,9 +14,6 @@ class Hunyuan(Rotary):
     name = "HunyuanVideo / HunyuanImage 2.1"
     note = "one frame; a reference latent runs dense"
     classes = ("comfy.ldm.hunyuan_video.model.HunyuanVideo",)
-
-    def patch_size(self, model: Any) -> int:
-        return int(model.patch_size[-1])
 
     def rewrite(self, ids: torch.Tensor, sequence: Sequence) -> torch.Tensor:
         return place_canvas(ids, sequence, (ids.shape[2] - 2, ids.shape[2] - 1))

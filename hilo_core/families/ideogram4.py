@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from .base import Family, Sequence, replaced
+from .base import PictureLast, Sequence, replaced
 
 
-class Ideogram4(Family):
+class Ideogram4(PictureLast):
     """Text, then picture; the unconditional call has the picture alone. A token is one latent cell."""
 
     name = "Ideogram 4"
@@ -29,6 +29,3 @@ class Ideogram4(Family):
             return placed
 
         return replaced(model, "_image_position_ids", true_ids)
-
-    def canvas_start(self, model: Any, sequence: Sequence, keys: int) -> int | None:
-        return keys - sequence.canvas.tokens

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from itertools import accumulate
 from typing import Any
 
 import torch
@@ -57,6 +56,4 @@ class Lumina(Rotary):
 
     def reference_starts(self, model: Any, sequence: Sequence, keys: int) -> list[int]:
         end = self.canvas_start(model, sequence, keys)
-        if end is None or not sequence.reference_tokens:
-            return []
-        return list(accumulate(sequence.reference_tokens[:-1], initial=end - sum(sequence.reference_tokens)))
+        return [] if end is None else sequence.reference_starts(end - sum(sequence.reference_tokens))

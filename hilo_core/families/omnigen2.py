@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, ExitStack
 from functools import partial
-from itertools import accumulate
 from typing import Any
 
 import torch
@@ -63,11 +62,11 @@ class OmniGen2(Rotary):
 
     def reference_starts(self, model: Any, sequence: Sequence, keys: int) -> list[int]:
         turn = sequence.calls - len(model.context_refiner) - len(model.noise_refiner)
-        if not sequence.reference_tokens or turn < 0:
+        if turn < 0:
             return []
         alone = turn < len(model.ref_image_refiner)
         end = keys if alone else keys - sequence.canvas.tokens
-        return list(accumulate(sequence.reference_tokens[:-1], initial=end - sum(sequence.reference_tokens)))
+        return sequence.reference_starts(end - sum(sequence.reference_tokens))
 
 
 class Boogu(OmniGen2):

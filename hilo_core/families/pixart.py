@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from .base import Family, Sequence, UnsupportedModel, replaced
-from .sd3 import sample_table
+from .tables import sample_table
 
 
 class PixArt(Family):

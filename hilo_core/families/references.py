@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from .base import Reference, Rotary, Sequence, replaced
-from .sd3 import sample_table
+from .tables import sample_table
 
 
 class Referring(Rotary):

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from ..canvas import Canvas
 from .base import Family, InputProxy, Sequence, UnsupportedModel, replaced
 from .cross_attention import CrossAttention
+from .tables import sample_rotations
 
 
 class Cosmos(CrossAttention):
@@ -50,9 +50,6 @@ class JoyImage(Family):
     classes = ("comfy.ldm.joyimage.model.JoyImageTransformer3DModel",)
     refers = True
 
-    def patch_size(self, model: Any) -> int:
-        return int(model.patch_size[-1])
-
     def positions(self, model: Any, sequence: Sequence) -> AbstractContextManager[Any]:
         generate, canvas = model._get_rotary_pos_embed_for_range, sequence.canvas
         cut_turns, placed_turns = count(-1), count(-1)  # the picture comes first
@@ -80,34 +77,3 @@ class JoyImage(Family):
 
     def canvas_start(self, model: Any, sequence: Sequence, keys: int) -> int | None:
         return 0
-
-
-def sample_rotations(whole: torch.Tensor, canvas: Canvas) -> torch.Tensor:
-    """Read the rotary matrices of a grid at the canvas's true positions, for centres of low tokens between its entries.
-
-    One step down or right turns each pair of channels by a fixed angle, well below half a turn, so a part of the step
-    turns by that part of the angle.
-
-    Args:
-        whole: ``(grid_rows * grid_cols, D, 2, 2)`` in raster order.
-
-    Returns:
-        ``(canvas.tokens, D, 2, 2)``; exact entries for full tokens.
-    """
-    full = whole[canvas.index.to(whole.device)]
-    if not canvas.low:
-        return full
-    grid = whole.view(canvas.grid_rows, canvas.grid_cols, *whole.shape[1:])
-    row, col = canvas.position[len(canvas.index) :].to(whole.device).unbind(1)
-    top, left = row.floor().long(), col.floor().long()
-    down = _turn(grid[0, 0], grid[1, 0]) if canvas.grid_rows > 1 else 0.0
-    right = _turn(grid[0, 0], grid[0, 1]) if canvas.grid_cols > 1 else 0.0
-    angle = (row - top)[:, None] * down + (col - left)[:, None] * right
-    part = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], dim=-1).unflatten(-1, (2, 2))
-    return torch.cat([full, part.to(whole) @ grid[top, left]])
-
-
-def _turn(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """``(D,)`` the angles between rotary matrices ``(D, 2, 2)``."""
-    between = second @ first.mT
-    return torch.atan2(between[:, 1, 0], between[:, 0, 0])

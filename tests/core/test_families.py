@@ -10,8 +10,7 @@ from hilo_core import UnsupportedModel, find_family
 from hilo_core.canvas import Canvas
 from hilo_core.families import FAMILIES
 from hilo_core.families.base import InputProxy, Sequence, find_canvas, place_canvas, replaced
-from hilo_core.families.rotations import sample_rotations
-from hilo_core.families.sd3 import sample_table
+from hilo_core.families.tables import sample_rotations, sample_table
 
 CANVAS = Canvas.of_tokens(torch.randperm(400, generator=torch.Generator().manual_seed(0))[:96], 20, 20)
 
