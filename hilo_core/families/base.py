@@ -32,7 +32,8 @@ class Reference:
     latent: torch.Tensor
 
     def like(self, whole: torch.Tensor) -> torch.Tensor:
-        """The packed latent in the type, and with the time axis, of the reference it stands for."""
+        """The packed latent in the type of the reference ``(B, C, h, w)`` it stands for, and with the time axis of a
+        ``(B, C, 1, h, w)``."""
         latent = self.latent.to(whole)
         return latent.unsqueeze(2) if whole.ndim == 5 else latent
 
@@ -112,7 +113,12 @@ class Family:
 
     def positions(self, model: Any, sequence: Sequence) -> Any:
         """A context manager: inside it the model gives canvas tokens their true positions; after it the model is as it
-        was."""
+        was.
+
+        Args:
+            model: the diffusion model, not wrapped by torch.compile.
+            sequence: of the forward that runs inside; it is filled in.
+        """
         raise NotImplementedError
 
     def canvas_start(self, model: Any, sequence: Sequence, keys: int) -> int | None:
@@ -124,7 +130,8 @@ class Family:
         return sequence.start if keys == sequence.length else None
 
     def take_references(self, conds: dict[str, Any]) -> tuple[list[torch.Tensor], dict[str, Any]]:
-        """The reference latents among a model call's conditionings, and the conditionings that the model is to get."""
+        """The reference latents ``(B, C, h, w)`` or ``(B, C, 1, h, w)`` among a model call's conditionings, and the
+        conditionings that the model is to get."""
         return list(conds.get("ref_latents") or ()), conds
 
     def reference_starts(self, model: Any, sequence: Sequence, keys: int) -> list[int]:
@@ -282,7 +289,7 @@ class Rotary(Family):
         return corner(side)
 
     def rewrite(self, ids: torch.Tensor, sequence: Sequence) -> torch.Tensor:
-        """The ids with the canvas at its true positions, see ``place_canvas``."""
+        """The ids ``(B, L, A)`` with the canvas at its true positions, see ``place_canvas``."""
         return place_canvas(ids, sequence, self.axes, self.last, self.zero)
 
     def positions(self, model: Any, sequence: Sequence) -> AbstractContextManager[None]:

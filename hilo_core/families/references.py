@@ -29,7 +29,14 @@ class Referring(Rotary):
 
 
 def cutter(cut: Any, sequence: Sequence, patch: int) -> Any:
-    """A ``process_img`` that cuts what stands in for a reference, and gives its tokens their true ids."""
+    """A ``process_img`` that cuts what stands in for a reference, and gives its tokens their true ids.
+
+    Args:
+        cut: the model's own: of a latent ``(B, C, [1,] h, w)`` it makes tokens ``(B, N, D)``, ids ``(B, N, A)``, and
+            more that some models add.
+        sequence: of this forward.
+        patch: latent cells a token side.
+    """
     canvas = sequence.canvas
     turn = -1  # the picture comes first
 
