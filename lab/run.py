@@ -36,10 +36,11 @@ class Run:
         self.name, self.seconds = name, minutes * 60
         self.step, self.elapsed = 0, 0.0
         self.checkpoint = self.folder / "checkpoint.pt"
-        self.state: dict[str, Any] = {}
+        self._parts: dict[str, Any] = {}
+        self._restored: dict[str, Any] = {}
         if resume and self.checkpoint.is_file():
-            self.state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
-            self.step, self.elapsed = self.state["step"], self.state["elapsed"]
+            self._restored = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+            self.step, self.elapsed = self._restored["step"], self._restored["elapsed"]
         else:
             for old in self.folder.glob("*.csv"):
                 old.unlink()
@@ -86,11 +87,18 @@ class Run:
                 writer.writeheader()
             writer.writerow(row)
 
-    def save(self, **state: Any) -> None:
+    def keep(self, **parts: Any) -> None:
+        """Name what `save` writes, each with `state_dict` and `load_state_dict`; a resumed run's go on from there."""
+        for name, part in parts.items() if self._restored else ():
+            part.load_state_dict(self._restored[name])
+        self._parts, self._restored = parts, {}
+
+    def save(self) -> None:
         """Write the checkpoint and the curves; an interruption leaves the previous checkpoint whole."""
-        part = self.checkpoint.with_suffix(".part")
-        torch.save({"step": self.step, "elapsed": self.elapsed, **state}, part)
-        part.replace(self.checkpoint)
+        state = {name: part.state_dict() for name, part in self._parts.items()}
+        unfinished = self.checkpoint.with_suffix(".part")
+        torch.save({"step": self.step, "elapsed": self.elapsed, **state}, unfinished)
+        unfinished.replace(self.checkpoint)
         plot_curves(self.folder)
 
     def sheet(self, rows: list[Tensor]) -> None:

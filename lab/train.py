@@ -49,10 +49,7 @@ def train_autoencoder(args: argparse.Namespace) -> None:
     optimizer = Optimizers(vae, hidden=lambda name: not name.startswith(ends), lr=args.lr)
     average = AveragedModel(vae, multi_avg_fn=moving_average)
     smooth: Any = average.module
-    if run.state:
-        vae.load_state_dict(run.state["model"])
-        optimizer.load_state_dict(run.state["optimizer"])
-        average.load_state_dict(run.state["average"])
+    run.keep(model=vae, optimizer=optimizer, average=average)
     held_out = to_tensor([picture(kind, HELD_OUT_SEED, 256) for kind in KINDS]).to(args.device)
 
     def checkpoint() -> None:
@@ -61,7 +58,7 @@ def train_autoencoder(args: argparse.Namespace) -> None:
         errors = (decoded - held_out).square().mean((1, 2, 3)).log10().mul(-10)
         run.append("held_out_psnr.csv", dict(zip(KINDS, errors.tolist(), strict=True)))
         run.sheet([held_out, decoded])
-        run.save(model=vae.state_dict(), optimizer=optimizer.state_dict(), average=average.state_dict())
+        run.save()
         export_autoencoder(smooth.state_dict(), args.weights / autoencoder.WEIGHTS.name)
 
     running = True
@@ -126,10 +123,7 @@ def train_dit(args: argparse.Namespace) -> None:
     optimizer = Optimizers(dit, hidden=lambda n: n.startswith(inner) and ".linear." not in n, lr=args.lr)
     average = AveragedModel(dit, multi_avg_fn=moving_average)
     smooth: Any = average.module
-    if run.state:
-        dit.load_state_dict(run.state["model"])
-        optimizer.load_state_dict(run.state["optimizer"])
-        average.load_state_dict(run.state["average"])
+    run.keep(model=dit, optimizer=optimizer, average=average)
     if args.compile:
         dit.compile_repeated_blocks(fullgraph=True, dynamic=False)
     # n times the side is n² times the tokens: so much smaller are the batch and the pool
@@ -137,7 +131,7 @@ def train_dit(args: argparse.Namespace) -> None:
     batches = {n: max(1, args.batch // n**2) for n in pools}
 
     def checkpoint() -> None:
-        run.save(model=dit.state_dict(), optimizer=optimizer.state_dict(), average=average.state_dict())
+        run.save()
         export_dit(smooth.state_dict(), args.weights / transformer.WEIGHTS.name)
         table = judge(smooth, vae, args.size, count=3, region=False)
         run.append("judge.csv", {kind: row["dense"] for kind, row in table.items()})
