@@ -196,7 +196,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--sizes", nargs="+", type=int, help="pixels; default 512 1024, on CUDA 1536 2048 too")
     parser.add_argument("--ratios", nargs="+", type=float, default=list(RATIOS), help="share of the picture masked")
     parser.add_argument("--rounds", type=int, default=5, help="of dense and every ratio in turn; the median counts")
-    parser.add_argument("--context", default="low")
+    parser.add_argument("--context", help=f"default low; cached measures {', '.join(cached_speed.CHOICES)}")
     parser.add_argument("--preset", default="balanced")
     parser.add_argument("--device", type=torch.device, default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=("auto", "bfloat16", "float32"), default="auto")
@@ -216,6 +216,9 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     bench = BENCHES[args.what]
     if not set(args.models or ()) <= set(bench.models):
         parser.error(f"--models are {', '.join(args.models)}; {args.what} measures {', '.join(bench.models)}")
+    args.context = args.context or next(iter(bench.contexts), "low")
+    if bench.contexts and args.context not in bench.contexts:
+        parser.error(f"--context is {args.context}; {args.what} measures {', '.join(bench.contexts)}")
     if args.rounds < 2:
         parser.error(f"--rounds is {args.rounds}; a median needs 2 or more")
     args.dtype = record.fast_dtype(args.device) if args.dtype == "auto" else getattr(torch, args.dtype)

@@ -64,3 +64,26 @@ def test_speed_of_a_real_class(tmp_path: Path) -> None:
     assert entry["model"] == "tiny" and entry["kept"] < entry["tokens"] == 256
     assert 1 < entry["ideal_speedup"] < 256 / entry["kept"] + 1
     assert all(entry["parts"][part] > 0 for part in ("pack", "override", "model", "unpack"))
+
+
+def test_runs_are_summed_from_the_calls_their_context_makes(tmp_path: Path) -> None:
+    options = ["--sizes", "256", "--rounds", "2", "--dtype", "float32", "--device", "cpu", "--out", str(tmp_path)]
+    run([sys.executable, "-c", TINY_STEP, "cached", "--context", "auto", *options])
+    content = json.loads((tmp_path / "cached.json").read_text())
+    small, _, large = content["entries"]
+    assert small["context"] == "auto" and small["preset"] == "balanced" and small["run"] in content["environments"]
+    first, again = small["runs"]
+    assert first["calls"] == {"low": 2, "capture": 1, "cached": 1, "forecast": 15, "last": 1} and not first["reused"]
+    assert again["calls"] == {"low": 2, "forecast": 16, "reused": 2} and again["reused"]
+    calls = small["calls"]
+    for one in (first, again):
+        for unit, speedup in (("seconds", "measured_speedup"), ("flops", "ideal_speedup")):
+            total = sum(count * calls[sort][unit] for sort, count in one["calls"].items())
+            assert one[speedup] == pytest.approx(20 * small[f"dense_{unit}"] / total, rel=1e-4)
+    assert calls["last"]["flops"] == calls["capture"]["flops"] == small["dense_flops"] > calls["forecast"]["flops"]
+    assert again["ideal_speedup"] > first["ideal_speedup"] > large["runs"][0]["ideal_speedup"]
+    left_out = small["tokens"] - (calls["reused"]["tokens"] - 32)
+    rows = 2 * 2 * 2  # keys and values of two captures in each of two blocks
+    assert small["cache_mib"] * 2**20 == pytest.approx(rows * left_out * 128 * 4, rel=0.2)
+    page = (tmp_path / "cached.md").read_text()
+    assert "2 low, 1 capture, 1 cached, 15 forecast, 1 last" in page and "| auto |" in page

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+import hilo_core
 from lab import speed
+from lab.bench.calls import calls, shortest
 from lab.bench.clock import Clock, Parts
 from lab.bench.record import merge, read_json
 from lab.bench.results import KEY
@@ -98,12 +100,34 @@ def test_new_measurements_replace_old_ones(tmp_path: Path) -> None:
     assert set(third["environments"]) == {"2", "3"}, "a run nothing is left of is forgotten"
 
 
+def sorts(run: list) -> list[str]:
+    return [call.sort for call in run]
+
+
+def test_a_context_tells_its_calls() -> None:
+    plan = hilo_core.make_plan(*speed.scene(512, 0.05)).on_grid(hilo_core.Grid.of_picture((512, 512)), False)
+    cache = hilo_core.make_context("cache", refresh=3)
+    first, again = calls(cache, plan, 5)
+    assert sorts(first) == ["capture", "cached", "cached", "capture", "cached"]
+    assert sorts(again) == ["reused", "cached", "cached", "reused", "cached"]
+    assert [call.tokens for call in first] == [1024, plan.tokens, plan.tokens, 1024, plan.tokens]
+    assert shortest([cache], plan, 20) == (cache, 2)
+
+    auto = hilo_core.make_context("auto")
+    context, steps = shortest([auto], plan, 20)
+    assert sorts(calls(context, plan, steps).first) == ["low", "capture", "cached", "forecast", "forecast", "last"]
+    slices = {call.tokens for call in calls(auto, plan, 20).first if call.sort in ("cached", "forecast")}
+    assert len(slices) == 1 and min(slices) >= plan.tokens + 0.05 * (1024 - plan.tokens)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--sizes", "100"], "multiple of 16"),
         (["--ratios", "1.5"], "between 0 and 1"),
         (["--rounds", "1"], "2 or more"),
+        (["methods", "--models", "z_image"], "methods measures flux, sd35_medium"),
+        (["cached", "--context", "low"], "cached measures cache, rolling, auto"),
     ],
 )
 def test_bad_options_are_one_sentence(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
