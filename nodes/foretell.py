@@ -11,6 +11,7 @@ from ..hilo_core import Run
 from ..hilo_core.contexts import Expected
 from ..hilo_core.contexts.memory import expected_layers
 from ..hilo_core.families import Family
+from .model_patches import control_layers
 
 
 def expected(guider: Any, run: Run, family: Family | None = None) -> Expected:
@@ -24,6 +25,8 @@ def expected(guider: Any, run: Run, family: Family | None = None) -> Expected:
     base = guider.inner_model
     diffusion_model = getattr(base.diffusion_model, "_orig_mod", base.diffusion_model)
     layers, width = expected_layers(diffusion_model)
+    if layers:
+        layers += control_layers(getattr(guider, "model_options", {}).get("transformer_options", {}))
     dtype = base.manual_cast_dtype or base.get_dtype()
     # With a scale of 1 the host computes the positive conditioning alone.
     given = getattr(guider, "conds", {})

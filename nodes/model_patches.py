@@ -73,6 +73,23 @@ def pack_patches(run: Run, forward: Forward, options: dict) -> dict:
     return {**options, "patches": {**patches, **there}} if there else options
 
 
+def control_layers(options: dict) -> int:
+    """How many attention layers of ControlNets are shown the context.
+
+    Args:
+        options: ``transformer_options``.
+    """
+    patches = [patch for place in PLACES for patch in options.get("patches", {}).get(place, ())]
+    each = {id(patch): patch for patch in patches if _kind(patch) == LATENT}
+    return sum(len(_blocks(patch)) for patch in each.values())
+
+
+def _blocks(patch: Any) -> list[Any]:
+    """The blocks of a patch's ControlNet that attend to the picture."""
+    net = patch.model_patch.model
+    return [*net.control_noise_refiner, *net.control_layers]
+
+
 def _on_canvas(patch: Any, run: Run, forward: Forward) -> Any:
     """A twin of a patch whose picture is the canvas."""
     canvas, twin = forward.canvas, copy.copy(patch)
@@ -96,9 +113,7 @@ class _Attention(torch.nn.Module):
 
 def _seeing(patch: Any, options: dict) -> Callable[[dict], dict]:
     """The patch, with ``options`` for the attention layers of its ControlNet."""
-    net = patch.model_patch.model
-    blocks = [*net.control_noise_refiner, *net.control_layers]
-    layers = [(block, _Attention(block.attention, options)) for block in blocks]
+    layers = [(block, _Attention(block.attention, options)) for block in _blocks(patch)]
 
     def call(args: dict) -> dict:
         with ExitStack() as stack:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from importlib import import_module
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -124,6 +125,16 @@ def test_a_fresh_cache_is_exact_under_control(name: str, refined: bool, pack: Mo
             assert (answer - dense).abs().max() <= 2e-5 * scale, widgets
         uncontrolled, *_ = answers(job, job.model.patcher, 1, capture=0.0, **widgets)
         assert (uncontrolled - dense).abs().max() > 1e-3 * scale, "control does not matter"
+
+
+@pytest.mark.skipif("z_image" not in SPECS, reason="this ComfyUI has no Z-Image")
+def test_the_memory_of_control_is_foretold(pack: ModuleType, caplog: pytest.LogCaptureFixture) -> None:
+    job = Job(pack, "z_image")
+    with caplog.at_level(logging.INFO, logger="hilo_token"):
+        for patcher in (job.model.patcher, controlled(job, control_picture(job))):
+            answers(job, patcher, 1, context="cache")
+    without, controlled_layers = map(int, re.findall(r"\((\d+) layers", caplog.text))
+    assert controlled_layers == without + 30 + 2  # its own and those that refine its picture
 
 
 @pytest.mark.parametrize("name", SPECS)
