@@ -77,9 +77,12 @@ def test_the_lines_of_a_run() -> None:
 
 
 def test_the_page_speaks_its_own_language() -> None:
-    assert lines("zh")[:2] == ["1,184 / 4,096 个 token（29%）", "模型调用：6 次只算这些 token，2 次完整计算"]
+    chinese = MESSAGES["zh"]
+    first, second = chinese["ranOn"], chinese["calls"]
+    assert lines("zh")[:2] == [first.format(tokens="1,184", all="4,096", share="29%"), second.format(fast=6, dense=2)]
     covered = "the edit region and its details cover the picture"
-    assert said(f"words.run({{ dense: '{covered}' }})", "zh") == ["已完整运行", "编辑区域及其细节已覆盖整幅图像"]
+    told = said(f"words.run({{ dense: '{covered}' }})", "zh")
+    assert told == [chinese["ranDense"], chinese["sentences"][covered]] != [MESSAGES["en"]["ranDense"], covered]
     assert lines("tlh") == lines("en"), "what it does not speak it says in English"
 
 
@@ -88,7 +91,7 @@ def test_every_sentence_is_translated_with_its_numbers() -> None:
     assert list(english) == list(chinese)
     for key in english.keys() - {"sentences"}:
         assert set(re.findall(r"{\w+}", english[key])) == set(re.findall(r"{\w+}", chinese[key])), key
-    files = [*(ROOT / "nodes").glob("*.py"), *(ROOT / "hilo_core").glob("*.py")]
+    files = [file for folder in ("nodes", "hilo_core") for file in (ROOT / folder).rglob("*.py")]
     code = "".join(file.read_text(encoding="utf-8") for file in files)
     joined = re.sub(r'"\s+"', "", code)  # a sentence may be written on two lines
     for sentence in chinese["sentences"]:

@@ -33,7 +33,6 @@ class LivePlan {
     this.node = node
     this.view = addView(node, 'hilo_plan_view', PLAN_HEIGHT, words)
     this.asked = null // what is shown or on its way
-    this.lastRun = null // the name of the temporary file with the last run's picture and mask
     this.shownPicture = null
     this.request = null
   }
@@ -41,7 +40,7 @@ class LivePlan {
   /** Ask for a new plan if a picture, the mask or a slider has changed since. */
   look() {
     const pictures = picturesOf(this.node)
-    const saved = this.lastRun ?? app.nodeOutputs?.[this.node.id]?.hilo_plan?.[0]
+    const saved = lastRuns.get(placeOf(this.node)) ?? app.nodeOutputs?.[this.node.id]?.hilo_plan?.[0]
     const stored = saved && { image: saved, mask: { image: saved, channel: 'alpha' } }
     const subject = pictures ?? (isConnected(this.node) ? stored : null)
     if (!subject) {
@@ -91,6 +90,14 @@ class LivePlan {
   }
 }
 
+// By the node's place: undoing a change, or choosing another language, makes every node anew. A planner's is the name of
+// the temporary file with picture and mask, a patcher's the facts of its run.
+const lastRuns = new Map()
+
+function placeOf(node) {
+  return `${node.graph?.id} ${node.id}`
+}
+
 const plans = new Set()
 const patchers = new Set()
 let drawnWith = null
@@ -122,6 +129,7 @@ app.registerExtension({
       const id = String(detail.node).split(':').pop() // inside a subgraph: the subgraph's id, a colon, its own
       for (const node of patchers) {
         if (String(node.id) !== id) continue
+        lastRuns.set(placeOf(node), detail.facts)
         node.hiloRun.run(detail.facts)
       }
     })
@@ -134,13 +142,17 @@ app.registerExtension({
     if (node.comfyClass === 'HiLoTokenPlanner') {
       const plan = new LivePlan(node)
       plans.add(plan)
-      follow(node, 'onExecuted', (output) => (plan.lastRun = output?.hilo_plan?.[0] ?? plan.lastRun))
+      follow(node, 'onExecuted', (output) => output?.hilo_plan && lastRuns.set(placeOf(node), output.hilo_plan[0]))
       follow(node, 'onRemoved', () => plans.delete(plan))
     }
     if (node.comfyClass === 'HiLoPatchModel') {
       node.hiloRun = addView(node, 'hilo_run_view', RUN_HEIGHT, words)
       node.hiloRun.say('noRun')
       patchers.add(node)
+      follow(node, 'onConfigure', () => {
+        const facts = lastRuns.get(placeOf(node))
+        if (facts) node.hiloRun.run(facts)
+      })
       follow(node, 'onRemoved', () => patchers.delete(node))
     }
   }
