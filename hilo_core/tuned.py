@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -31,6 +32,11 @@ class Tuned:
     lora: dict[str, torch.Tensor]
     low_embedding: LowEmbedding | None = None
     routers: Routers | None = None
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """What goes to the method, by the name of its setting."""
+        return {"low_embedding": self.low_embedding, "routers": self.routers}
 
     @classmethod
     def load(cls, path: Path) -> Tuned:

@@ -15,6 +15,8 @@ from diffusers import FluxTransformer2DModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from hilo_core.tuned import PREFIX, Tuned
+
 WEIGHTS = Path(__file__).parent / "weights" / "hilo_lab_fill.safetensors"
 CONTEXT_TOKENS, CONTEXT_WIDTH, POOLED_WIDTH = 2, 1024, 64
 GUIDANCE = 3.5  # what ComfyUI feeds a Flux model unless told otherwise
@@ -157,6 +159,12 @@ def export_dit(state: dict[str, Tensor], path: Path = WEIGHTS, dtype: torch.dtyp
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({key: value.detach().to("cpu", dtype).contiguous() for key, value in to_flux(state).items()}, path)
+
+
+def wear(dit: FluxTransformer2DModel, tuned: Tuned) -> None:
+    """Load the LoRA of a file that was tuned for a method; what else it holds goes to the method."""
+    if tuned.lora:
+        dit.load_lora_adapter(tuned.lora, prefix=PREFIX.removesuffix("."))
 
 
 def load_dit(path: Path = WEIGHTS, dtype: torch.dtype = torch.float32) -> FluxTransformer2DModel:

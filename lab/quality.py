@@ -31,7 +31,7 @@ RESULTS = Path(__file__).parent / "results"
 # What an artist's picture is like, 2,304 tokens and 20 steps; then every row where it is cheap.
 DEFAULT = (Part(768, 20, only="wide"), Part(256, 8, every=3))
 FULL = (Part(256, 8), Part(256, 20), Part(512, 8), Part(512, 20), Part(768, 20, only="wide"))
-MARKS = ("core", "wide", "study")  # of `lab.bench.rows.Row`
+MARKS = ("core", "wide", "study", "preset", "system")  # of `lab.bench.rows.Row`
 ENTRANCE_CASES = 60  # six of each kind of picture
 
 

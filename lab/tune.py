@@ -168,12 +168,6 @@ def with_lora(dit: Any, rank: int) -> None:
     dit.add_adapter(LoraConfig(r=rank, lora_alpha=rank, init_lora_weights=True, target_modules=inside))
 
 
-def wear(dit: Any, tuned: Tuned) -> None:
-    """Load a file's LoRA into the lab's model; the rest of the file goes to the method."""
-    if tuned.lora:
-        dit.load_lora_adapter(tuned.lora, prefix=PREFIX.removesuffix("."))
-
-
 def lora_of(dit: Any) -> dict[str, Tensor]:
     """The LoRA in diffusers' names, as `Tuned` holds it."""
     return {f"{PREFIX}{name}": value.detach() for name, value in get_peft_model_state_dict(dit).items()}

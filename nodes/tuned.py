@@ -35,7 +35,7 @@ def load_tuned(file: str, method: str, family: Family, model: Any) -> tuple[Any,
         tuned = Tuned.load(Path(folder_paths.get_full_path_or_raise(FOLDER, file)))
     except ValueError as error:
         raise ValueError(f"HiLo Patch Model: tuned: {error}") from error
-    parts = {"low_embedding": tuned.low_embedding, "routers": tuned.routers}
+    parts = tuned.parts
     wanted = {"hilo": "low_embedding", "hilo + todo": "low_embedding", "diffcr": "routers"}
     if parts.get(wanted.get(method, "")) is None:
         right = "diffcr" if tuned.low_embedding is None else "hilo"

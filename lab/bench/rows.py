@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any
 
@@ -43,6 +43,7 @@ class Row:
         options: of the context and of the method, such as `proportional`.
         encoded: low tokens from a small picture through the autoencoder, else averaged from the latent.
         rank: tokens outside the edit region by another map than their edges', a name in `lab.bench.ranks.RANKS`.
+        tuned: a file beside the model that tunes it for the method (`python -m lab.tune`); without it there is no row.
         reused: keys and values come from a run with another seed, which is not timed.
         exact: exactly edit region + share, not rounded up to whole canvas rows as the nodes do.
         core: also runs at the sizes and steps that have few pictures.
@@ -50,6 +51,7 @@ class Row:
         entrance: what the entrance test of the model needs.
         study: what the tokens that Sobel chooses are worth, kept or refreshed first.
         preset: what a preset of the planner could be under the default context.
+        system: the system of the papers that the row is a setting of; these make the last table of the report.
         node: can be had from the nodes in ComfyUI (`--host`).
     """
 
@@ -64,6 +66,7 @@ class Row:
     options: Mapping[str, Any] = field(default_factory=dict)
     encoded: bool = True
     rank: str = SOBEL
+    tuned: str = ""
     reused: bool = False
     exact: bool = False
     core: bool = False
@@ -71,6 +74,7 @@ class Row:
     entrance: bool = False
     study: bool = False
     preset: bool = False
+    system: str = ""
     node: bool = False
 
 
@@ -84,12 +88,13 @@ def cached(context: str, dilation: int = PlanSettings.dilation, **options: Any) 
     return dict(settings=study(0, 0, dilation), context=context, options=options, exact=True)
 
 
-def other(method: str, title: str, **options: Any) -> Row:
+def other(system: str, title: str, **options: Any) -> Row:
     """A row of another system of the papers, at one of its settings."""
-    return Row(title, method=method, options=options, core=True, node=True)
+    return Row(title, method=system.lower(), options=options, core=True, system=system, node=True)
 
 
 BALANCED = "hilo_balanced"
+AUTO = "HiLo Token, context auto"
 RANKED = {
     "random": "random",
     "laplacian": "strongest Laplacian",
@@ -99,6 +104,7 @@ RANKED = {
 NO_LOG_N = {"proportional": False}
 ENDS = Schedule(last=1)  # a cache's first step is dense anyway
 LATE = Schedule(last=1, capture=0.1)  # keys of almost pure noise foretell little; low tokens stand in until then
+ONCE = Schedule(capture=0.1)  # the one dense step
 
 ROWS: dict[str, Row] = {
     "telea": Row("Telea (OpenCV, no model)", Kind.TELEA, core=True, wide=True, entrance=True),
@@ -145,8 +151,20 @@ ROWS: dict[str, Row] = {
             core=True,
             node=True,
             wide=name == "balanced",
+            system="HiLo-Token, untrained",
         )
         for name, settings in PRESETS.items()
+    },
+    **{
+        f"tuned_{name}": Row(
+            f"HiLo {name} (context low), tuned",
+            settings=PRESETS[name],
+            context="low",
+            tuned="hilo_lab_hilo.safetensors",
+            core=True,
+            system="HiLo-Token",
+        )
+        for name in ("fast", "balanced", "quality")
     },
     "cache_first": Row("edit + K/V cached at the first step", **cached("cache", refresh=0)),
     "cache_4": Row("edit + K/V cached, dense every 4 steps", **cached("cache", refresh=4)),
@@ -163,6 +181,16 @@ ROWS: dict[str, Row] = {
         )
         for every in (4, 5, 7, 9)
     },
+    "cache_once": Row(
+        "edit + K/V cached at 10 %, forecast",
+        **cached("cache", refresh=0, forecast="linear", schedule=ONCE),
+        wide=True,
+    ),
+    "rolling_5_once": Row(
+        "edit + rolling 5% from 10 % on, forecast",
+        **cached("rolling", share=0.05, forecast="linear", schedule=ONCE),
+        wide=True,
+    ),
     "cache_late": Row("edit + K/V cached at 10 %, last step dense", **cached("cache", refresh=0, schedule=LATE)),
     **{
         f"rolling_{share * 100:.0f}_late": Row(
@@ -202,13 +230,20 @@ ROWS: dict[str, Row] = {
             node=True,
             wide=name == "auto",
             preset=name == "auto",
+            system=AUTO if name == "auto" else "",
         )
         for name in CONTEXTS
         if name != "low"  # that one is hilo_balanced
     },
     **{
         f"auto_{name}": Row(
-            f"HiLo {name}, context auto", settings=settings, context="auto", core=True, node=True, preset=True
+            f"HiLo {name}, context auto",
+            settings=settings,
+            context="auto",
+            core=True,
+            preset=True,
+            system=AUTO if name != "paper" else "",
+            node=True,
         )
         for name, settings in PRESETS.items()
         if name != "balanced"  # that one is context_auto
@@ -224,18 +259,35 @@ ROWS: dict[str, Row] = {
     ),
     **{
         f"lazy_{name}": Row(
-            f"LazyDiffusion, {name} dilation", settings=PRESETS[name], method="lazy", core=True, node=True
+            f"LazyDiffusion, {name} dilation",
+            settings=PRESETS[name],
+            method="lazy",
+            core=True,
+            system="LazyDiffusion, untrained",
+            node=True,
         )
         for name in ("fast", "balanced", "quality")
     },
-    "todo_paper": other("todo", "ToDo 2x2, nearest, everywhere", pooling="nearest", everywhere=True, **NO_LOG_N),
-    "todo_2": other("todo", "ToDo 2x2, mean, outside", stride=2),
-    "todo_4": other("todo", "ToDo 4x4, mean, outside", stride=4),
+    "todo_paper": other("ToDo", "ToDo 2x2, nearest, everywhere", pooling="nearest", everywhere=True, **NO_LOG_N),
+    "todo_2": other("ToDo", "ToDo 2x2, mean, outside", stride=2),
+    "todo_4": other("ToDo", "ToDo 4x4, mean, outside", stride=4),
     "hilo_todo": Row(
         "HiLo balanced, context rolling, with ToDo 2x2", context="rolling", method="hilo + todo", core=True, node=True
     ),
-    **{f"sdtm_{part:.0%}"[:-1]: other("sdtm", f"SDTM, ratio {part}", ratio=part) for part in (0.3, 0.5, 0.7)},
-    **{f"diffcr_{part:.0%}"[:-1]: other("diffcr", f"DiffCR, ratio {part}", ratio=part) for part in (0.25, 0.5, 0.75)},
+    **{f"sdtm_{part:.0%}"[:-1]: other("SDTM", f"SDTM, ratio {part}", ratio=part) for part in (0.3, 0.5, 0.7)},
+    **{
+        f"diffcr_{part:.0%}"[:-1]: replace(
+            other("DiffCR", f"DiffCR, ratio {part}, untrained", ratio=part), system="DiffCR, untrained"
+        )
+        for part in (0.25, 0.5, 0.75)
+    },
+    "diffcr_tuned": Row(
+        "DiffCR, learned ratios",
+        method="diffcr",
+        tuned="hilo_lab_diffcr.safetensors",
+        core=True,
+        system="DiffCR",
+    ),
 }
 
 
@@ -244,7 +296,7 @@ def chosen(names: list[str] | None, only: str = "") -> dict[str, Row]:
 
     Args:
         names: keys of `ROWS`; none means all.
-        only: leave out rows without this mark: `core`, `wide`, `entrance`, `study`, `preset`.
+        only: leave out rows without this mark: `core`, `wide`, `entrance`, `study`, `preset`, `system`.
 
     Raises:
         ValueError: an unknown row.

@@ -6,7 +6,9 @@ import hashlib
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 import cv2
@@ -16,6 +18,7 @@ from torch import Tensor
 
 from hilo_core import GridPlan, TokenPlan, make_context, make_method, make_plan
 from hilo_core.lowres import low_blocks, low_picture
+from hilo_core.tuned import Tuned
 from lab import sampling
 from lab.autoencoder import encode
 from lab.bench.cases import TOKEN, Case
@@ -24,7 +27,7 @@ from lab.bench.cost import Meter
 from lab.bench.ranks import RANKS, SOBEL
 from lab.bench.reused import HandingOn
 from lab.bench.rows import Kind, Row
-from lab.dit import CONTEXT_TOKENS
+from lab.dit import CONTEXT_TOKENS, WEIGHTS, wear
 from lab.hilo import Compressed, grid_of
 
 OTHER_SEED = 1_000_003  # far from every case's own
@@ -86,10 +89,12 @@ class LabRunner:
         dit, vae: from `lab.dit.load_dit` and `lab.autoencoder.load_autoencoder`, both on `device`.
         clock: of the device where they are.
         dtype: of the arithmetic.
+        folder: where files of the model tuned for a method are.
     """
 
-    def __init__(self, dit: Any, vae: Any, clock: Clock, dtype: torch.dtype) -> None:
+    def __init__(self, dit: Any, vae: Any, clock: Clock, dtype: torch.dtype, folder: Path = WEIGHTS.parent) -> None:
         self.dit, self.vae, self.clock, self.dtype = dit, Remembering(vae), clock, dtype
+        self.folder, self.tuned = folder, dict[str, tuple[LabRunner, dict[str, Any]]]()
         self.device = clock.device
         self.meter = Meter(dit, CONTEXT_TOKENS)
         with self._arithmetic():
@@ -106,6 +111,9 @@ class LabRunner:
 
     def run(self, row: Row, case: Case, steps: int, done: dict[str, Outcome]) -> Outcome:
         """See `Runner`."""
+        if row.tuned:
+            runner, parts = self._tuned(row.tuned)
+            return runner.run(replace(row, tuned="", options={**row.options, **parts}), case, steps, done)
         with self._arithmetic():
             if row.kind is Kind.TELEA:
                 return telea(case, self.clock)
@@ -119,6 +127,16 @@ class LabRunner:
             share = done[row.equal_to].flops / done["dense"].flops if row.equal_to else row.steps
             steps = max(1, round(steps * share))
             return self._paint(case, steps, None, case.seed + OTHER_SEED * row.other_seed)
+
+    def _tuned(self, name: str) -> tuple[LabRunner, dict[str, Any]]:
+        """A runner of the model with a file's LoRA in its weights, and what the file brings for the method."""
+        if name not in self.tuned:
+            tuned, dit = Tuned.load(self.folder / name), deepcopy(self.dit)
+            wear(dit, tuned)
+            dit.fuse_lora()
+            dit.unload_lora()
+            self.tuned[name] = LabRunner(dit, self.vae.vae, self.clock, self.dtype), tuned.parts
+        return self.tuned[name]
 
     def _paint(self, case: Case, steps: int, prepare: Any = None, seed: int | None = None) -> Outcome:
         """Sample and decode one case, timed from the first call of the transformer to the last."""

@@ -65,6 +65,7 @@ class Worker:
             return None
         part, case = job
         rows = chosen(None if part.entrance else self.args.rows, part.only)
+        rows = {name: row for name, row in rows.items() if not row.tuned or (self.args.weights / row.tuned).is_file()}
         if self.args.host:
             rows = {name: row for name, row in rows.items() if row.node}
         return [{**result, "entrance": part.entrance} for result in run_case(self.runner, rows, case, part.steps)]
@@ -80,7 +81,7 @@ def make_runner(args: argparse.Namespace) -> Runner:
         return HostRunner(*paths, clock)
     model = dit.load_dit(paths[0], args.dtype).to(args.device)
     vae = autoencoder.load_autoencoder(paths[1], args.dtype).to(args.device, memory_format=torch.channels_last)
-    return LabRunner(model, vae, clock, args.dtype)
+    return LabRunner(model, vae, clock, args.dtype, args.weights)
 
 
 def run_case(runner: Runner, rows: dict[str, Row], case: Case, steps: int) -> Results:

@@ -13,22 +13,8 @@ from hilo_core.methods import make_method
 from hilo_core.tuned import Tuned
 from lab import run as lab_run
 from lab import sampling, train, tune
-from lab.autoencoder import build_autoencoder, export_autoencoder
-from lab.dit import build_dit, export_dit, load_dit
+from lab.dit import load_dit, wear
 from lab.hilo import Compressed
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    folder, dit = tmp_path_factory.mktemp("weights"), build_dit(1, 1, 1)
-    with torch.no_grad():
-        for parameter in dit.parameters():
-            if parameter.ndim >= 2 and not parameter.any():
-                parameter.normal_(0, 0.05)
-    export_dit(dit.state_dict(), folder / "hilo_lab_fill.safetensors")
-    export_autoencoder(build_autoencoder().state_dict(), folder / "hilo_lab_vae.safetensors")
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +39,7 @@ def test_a_few_steps_and_the_file_loads(
 
     dit: Any = load_dit(weights / "hilo_lab_fill.safetensors")
     before = answer(dit, sample, make_method(method))
-    tune.wear(dit, tuned)
+    wear(dit, tuned)
     extra = {"low_embedding": tuned.low_embedding} if method == "hilo" else {"routers": tuned.routers}
     lora = answer(dit, sample, make_method(method))
     after = answer(dit, sample, make_method(method, **extra))
