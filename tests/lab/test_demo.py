@@ -10,29 +10,14 @@ import pytest
 import torch
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio
-from torch import nn
 
 from hilo_core import PRESETS, Grid, make_plan
 from host.graphs import node
-from lab import autoencoder, compare, demo, dit, host_demo, sampling, showcase
+from lab import compare, demo, dit, host_demo, sampling, showcase
 from lab.comfyui.find import find_hosts
 from lab.inputs import InputError, read_inputs
 
 SIZE, STEPS = 192, 3
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Files of a tiny random model whose every part matters: no gate or output is zero."""
-    folder = tmp_path_factory.mktemp("weights")
-    torch.manual_seed(0)
-    tiny = dit.build_dit(double_blocks=1, single_blocks=1, heads=1)
-    for value in tiny.parameters():
-        if not value.any():
-            nn.init.normal_(value, std=0.05)
-    dit.export_dit(tiny.state_dict(), folder / dit.WEIGHTS.name)
-    autoencoder.export_autoencoder(autoencoder.build_autoencoder().state_dict(), folder / autoencoder.WEIGHTS.name)
-    return folder
 
 
 def save(path: Path, pixels: np.ndarray | Image.Image) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from lab.bench.cases import held_out_case
 from lab.bench.clock import Clock
 from lab.bench.rows import ROWS
 from lab.bench.runners import LabRunner
-from lab.dit import build_dit, export_dit
+from lab.dit import export_dit
 from lab.hilo import Compressed
 
 OTHERS = [name for name, row in ROWS.items() if row.method != "hilo"]
@@ -26,22 +27,11 @@ OTHERS = [name for name, row in ROWS.items() if row.method != "hilo"]
 SMALL = [name for name in OTHERS if name not in ("lazy_quality", "hilo_todo")]
 
 
-def tiny_dit() -> Any:
-    """One double block and two single ones, weights that make every output depend on every token."""
-    torch.manual_seed(0)
-    dit = build_dit(1, 2, 1)
-    with torch.no_grad():
-        for parameter in dit.parameters():
-            if parameter.ndim >= 2 and not parameter.any():
-                parameter.normal_(0, 0.05)
-    return dit.eval().requires_grad_(False)
-
-
 @pytest.fixture(scope="module")
-def runner() -> LabRunner:
+def runner(tiny_dit: Callable[..., Any]) -> LabRunner:
     torch.manual_seed(0)
-    return LabRunner(tiny_dit(), build_autoencoder().eval().requires_grad_(False), Clock(torch.device("cpu")),
-                     torch.float32)  # fmt: skip
+    vae = build_autoencoder().eval().requires_grad_(False)
+    return LabRunner(tiny_dit(single_blocks=2), vae, Clock(torch.device("cpu")), torch.float32)
 
 
 def test_every_system_has_three_settings() -> None:
@@ -73,10 +63,10 @@ def test_higher_ratios_cost_less(name: str, runner: LabRunner) -> None:
 
 
 @pytest.mark.parametrize("name", ["todo", "sdtm", "diffcr"])
-def test_nothing_left_out_is_dense(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_left_out_is_dense(name: str, tiny_dit: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     method = make_method(name, **({"stride": 1} if name == "todo" else {"ratio": 0.0}))
     monkeypatch.setattr(type(method), "idle", lambda self, plan: False)
-    dit, rows = tiny_dit(), 8
+    dit, rows = tiny_dit(single_blocks=2), 8
     plan = make_plan(torch.rand(1, 128, 128, 3), torch.nn.functional.pad(torch.ones(1, 32, 32), (32, 64, 32, 64)))
     source, noise = torch.randn(2, 1, 16, 16, 16)
     tokens, ids, sigma = torch.randn(1, 64, 384), sampling.grid_ids(rows, rows), torch.tensor([0.7])
@@ -90,8 +80,10 @@ def test_nothing_left_out_is_dense(name: str, monkeypatch: pytest.MonkeyPatch) -
     assert all("forward" not in vars(block) for block in dit.single_transformer_blocks), "blocks are as they were"
 
 
-def test_calibration_measures_what_a_layer_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    dit = tiny_dit()
+def test_calibration_measures_what_a_layer_changes(
+    tiny_dit: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dit = tiny_dit(single_blocks=2)
     with torch.no_grad():  # a layer that does nothing
         dit.single_transformer_blocks[1].proj_out.weight.zero_()
         dit.single_transformer_blocks[1].proj_out.bias.zero_()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from hilo_core import PlanSettings, make_plan
 from hilo_core.frequency import regionalise
 from lab import quality, sampling
-from lab.autoencoder import build_autoencoder, export_autoencoder
+from lab.autoencoder import build_autoencoder
 from lab.bench import metrics
 from lab.bench.cases import folder_cases, held_out_case
 from lab.bench.clock import Clock
@@ -27,7 +28,7 @@ from lab.bench.rows import ROWS, Kind, chosen, running_order
 from lab.bench.runners import Box, LabRunner, compressed, crop_box, shrunk
 from lab.bench.summary import entrance, still_valid, table_rows
 from lab.bench.verdict import judge
-from lab.dit import CONTEXT_TOKENS, build_dit, export_dit
+from lab.dit import CONTEXT_TOKENS
 from lab.hilo import grid_of
 from lab.masks import GROUPS
 from lab.pictures import HELD_OUT_SEED, KINDS
@@ -35,29 +36,10 @@ from lab.pictures import HELD_OUT_SEED, KINDS
 CPU = torch.device("cpu")
 
 
-def tiny_dit() -> torch.nn.Module:
-    """One block of each kind, weights that make every output depend on every token."""
-    torch.manual_seed(0)
-    dit = build_dit(1, 1, 1)
-    with torch.no_grad():
-        for parameter in dit.parameters():
-            if parameter.ndim >= 2 and not parameter.any():
-                parameter.normal_(0, 0.05)
-    return dit.eval().requires_grad_(False)
-
-
 @pytest.fixture(scope="module")
-def runner() -> LabRunner:
+def runner(tiny_dit: Callable[..., torch.nn.Module]) -> LabRunner:
     torch.manual_seed(0)
     return LabRunner(tiny_dit(), build_autoencoder().eval().requires_grad_(False), Clock(CPU), torch.float32)
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("weights")
-    export_dit(tiny_dit().state_dict(), folder / "hilo_lab_fill.safetensors")
-    export_autoencoder(build_autoencoder().state_dict(), folder / "hilo_lab_vae.safetensors")
-    return folder
 
 
 # --- metrics
