@@ -10,7 +10,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 
-from lab.bench import frontier, record
+from lab.bench import frontier, record, systems
 from lab.bench.summary import EDIT_ONLY_COST, ENTRANCE_GROUP, OVER_TELEA
 
 matplotlib.use("Agg")
@@ -34,12 +34,13 @@ LEGEND = (
 
 
 def write(folder: Path, content: dict[str, Any], name: str = "quality") -> None:
-    """Write `<name>.json`, `<name>.md`, `<name>_frontier.png` and `<name>_kinds.png` into a folder."""
+    """Write `<name>.json`, `<name>.md`, `<name>_systems.md` and two plots, `_frontier` and `_kinds`, into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     record.write_json(folder / f"{name}.json", content)
     (folder / f"{name}.md").write_text(markdown(content, name))
     if content["rows"]:
         frontier.draw(content["rows"], folder / f"{name}_frontier.png")
+        systems.write(folder / f"{name}_systems.md", content["rows"])
         kinds(content["rows"], folder / f"{name}_kinds.png")
 
 

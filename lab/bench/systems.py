@@ -1,0 +1,98 @@
+"""The systems of the papers side by side: what each reports, and what it does on the lab's model."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lab.bench import record
+from lab.bench.rows import AUTO, ROWS
+from lab.masks import GROUPS
+
+
+class Report(NamedTuple):
+    """What a paper says of its system, and why ours may differ from it."""
+
+    paper: str
+    why: str
+
+
+REPORTS = {
+    "HiLo-Token": Report(
+        "reports 3.13 / 2.59 / 1.67x a step at 6 / 16 / 35 % masks, no regression in a user study (arXiv 2606.13898)",
+        "Its 2 B model was fine-tuned and distilled on its own tokens; ours was tuned for CPU minutes. On so small a "
+        "model at 256 px the grown edit region is half of the picture, so less is saved.",
+    ),
+    "HiLo-Token, untrained": Report(
+        "does not report it",
+        "A stock model has never seen coarse tokens, and takes them for a blurred part of the picture.",
+    ),
+    AUTO: Report(
+        "is none: this is the project's own default",
+        "One dense step shows the rest of the picture; its keys and values are kept and renewed.",
+    ),
+    "LazyDiffusion, untrained": Report(
+        "computes the mask alone, with a trained encoder of the context (arXiv 2404.12382)",
+        "Without that encoder nothing of the rest is seen.",
+    ),
+    "ToDo": Report(
+        "reports up to 2x at common sizes, 4.5x at 2048 px, on a U-Net (arXiv 2402.13573)",
+        "It saves pairs in attention alone, and those are a small part of a transformer's step at this size; "
+        "methods.md has 2048 px.",
+    ),
+    "SDTM": Report(
+        "reports 1.55x on SD3 and SD3.5 (CVPR 2025)",
+        "It was judged by FID and CLIP over whole pictures; here every pixel of the mask is compared, on "
+        "pictures whose details decide.",
+    ),
+    "DiffCR, untrained": Report(
+        "does not report it",
+        "Layers that were not trained to be passed by miss the tokens that pass by.",
+    ),
+    "DiffCR": Report(
+        "reports up to 58 % fewer operations at equal quality (arXiv 2412.16822)",
+        "Routers, ratios and a LoRA were trained for CPU minutes on a model of eight layers, of which none is spare.",
+    ),
+}
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> None:
+    """The page, of the rows of quality.json that belong to a system; no page when there are none."""
+    found: dict[tuple[int, int], dict[str, dict[str, dict[str, Any]]]] = defaultdict(lambda: defaultdict(dict))
+    for row in rows:
+        if ROWS[row["row"]].system:
+            found[row["size"], row["steps"]][row["row"]][row["group"]] = row
+    if not found:
+        return
+    lines = [
+        "# The systems of the papers on the lab's model\n",
+        "The same pictures, masks and noise for all, from [quality.md](quality.md). For each group of masks: change of "
+        "PSNR in the mask against dense in dB, times fewer operations, and **bold** where the bench's rule passes.\n",
+    ]
+    for (size, steps), settings in found.items():
+        lines += [
+            f"\n## {size} px, {steps} steps\n",
+            record.table(
+                ["system", "setting", *(f"{group} masks" for group in GROUPS)],
+                [
+                    [ROWS[name].system, ROWS[name].title, *(cell(by_group.get(group)) for group in GROUPS)]
+                    for name, by_group in sorted(settings.items(), key=lambda one: _order(one[0]))
+                ],
+            ),
+        ]
+    lines += ["\n## What the papers report, and why this differs\n"]
+    lines += [f"- **{system}**: the paper {one.paper}. {one.why}" for system, one in REPORTS.items()]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def cell(row: dict[str, Any] | None) -> str:
+    """One group of masks of one row."""
+    if row is None:
+        return "–"
+    text = f"{row['delta_psnr']:+.2f} at {1 / row['flops_share']:.2f}x"
+    return f"**{text}**" if row["passed"] else text
+
+
+def _order(name: str) -> tuple[int, int]:
+    return list(REPORTS).index(ROWS[name].system), list(ROWS).index(name)
