@@ -79,6 +79,7 @@ def outlook(plan: TokenPlan, grid: Grid, context: Context, method: Method) -> Ou
     if dense or method.whole:
         return Outlook(on_grid, grid.count, grid.count, "computed", 0, dense)
     state = context.start(on_grid)
+    on_grid = state.plan
     if not isinstance(state, CachingRun):
         tokens = state.compressed(0, ()).canvas.tokens
         low = len(on_grid.low) if on_grid.low is not None else 0

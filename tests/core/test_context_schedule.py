@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import pytest
@@ -173,3 +174,18 @@ def test_auto_is_dense_after_a_tenth_of_the_run_and_at_its_end(steps: int) -> No
     assert [step for step, call in enumerate(calls) if call.dense] == [first, steps - 1]
     assert all(not call.cached for call in calls[:first]) and all(call.cached for call in calls[first:])
     assert all(call.rows is not None and len(call.rows) for call in calls[first + 1 : -1]), "a part is renewed"
+
+
+@pytest.mark.parametrize("detail", [0.0, 0.1, 0.3])
+def test_auto_spends_what_the_plan_adds_on_renewing(detail: float) -> None:
+    """Beyond the edit region a step computes as many tokens as with the plan's own and 5 % more, each in its turn."""
+    model = attention(make_context("auto"), steps=20, detail=detail)
+    of_plan, grid = plan(detail=detail), model.run.plan.grid
+    edit = set(of_plan.edit.nonzero().flatten().tolist())
+    asked = len(of_plan.kept) + math.ceil(0.05 * (grid.count - len(of_plan.kept)))
+    assert model.call(2, 0.9)[0].dense
+    renewed = [set(model.call(step, 1 - step / 20)[0].canvas.index.tolist()) - edit for step in range(3, 6)]
+    for tokens in renewed:
+        assert asked <= len(edit) + len(tokens) < asked + 32
+    turns = min(3, (grid.count - len(edit)) // len(renewed[0]))
+    assert len(set().union(*renewed[:turns])) == turns * len(renewed[0]), "none again before all the others"
