@@ -83,9 +83,9 @@ def study(detail: float, factor: int, dilation: int = PlanSettings.dilation) -> 
     return PlanSettings(dilation, detail, threshold=0.0, low_factor=factor)
 
 
-def cached(context: str, dilation: int = PlanSettings.dilation, **options: Any) -> dict[str, Any]:
+def cached(context: str, **options: Any) -> dict[str, Any]:
     """A row of the study whose context keeps keys and values of what is left out."""
-    return dict(settings=study(0, 0, dilation), context=context, options=options, exact=True)
+    return dict(settings=study(0, 0), context=context, options=options, exact=True)
 
 
 def other(system: str, title: str, **options: Any) -> Row:
@@ -216,10 +216,14 @@ ROWS: dict[str, Row] = {
         )
     },
     **{
-        f"auto_dilation_{pixels}": Row(
-            f"edit region grown by {pixels} px, context auto", **cached("auto", pixels), preset=True
+        f"auto_{pixels}_{detail:.0%}"[:-1]: Row(
+            f"edit region grown by {pixels} px, context auto, detail {detail:.0%}",
+            settings=study(detail, 0, pixels),
+            context="auto",
+            node=True,
+            preset=True,
         )
-        for pixels in (8, 16, 48)
+        for pixels, detail in ((8, 0.0), (8, 0.05), (8, 0.1), (8, 0.2), (16, 0.0), (16, 0.1))
     },
     "rolling_20_cold": Row("edit + rolling 20 %, cold", **cached("rolling", share=0.2, warm=False)),
     **{
@@ -304,10 +308,10 @@ def chosen(names: list[str] | None, only: str = "") -> dict[str, Row]:
     unknown = sorted(set(names or ()) - set(ROWS))
     if unknown:
         raise ValueError(f"--rows names {', '.join(unknown)}; choose from {', '.join(ROWS)}")
-    wanted = set(names or ROWS) | {"dense"}
+    wanted = set(names or ROWS)
     if only:
         wanted = {name for name in wanted if getattr(ROWS[name], only)}
-    wanted |= {ROWS[name].equal_to for name in wanted} - {""}
+    wanted |= {"dense"} | {ROWS[name].equal_to for name in wanted} - {""}
     return {name: row for name, row in ROWS.items() if name in wanted}
 
 

@@ -248,7 +248,8 @@ def test_refresh_orders_follow_the_rank() -> None:
 @pytest.mark.parametrize("mark", ["study", "preset"])
 def test_marks_choose_rows(mark: str) -> None:
     rows = chosen(None, mark)
-    assert len(rows) > 5 and all(getattr(row, mark) for name, row in rows.items() if name != "dense")
+    assert "dense" in rows and len(rows) > 5
+    assert all(getattr(row, mark) for name, row in rows.items() if name != "dense")
 
 
 @pytest.mark.parametrize(("name", "plain"), [("auto_reuse", "context_auto"), ("cache_reuse", "cache_9_linear")])
