@@ -7,6 +7,7 @@ import shutil
 from typing import Any, NoReturn
 
 import pytest
+from PIL import Image
 
 from browser.page import Visit, browser, install_driver, look_around, stand_in
 from host.host import ROOT, find_hosts
@@ -14,7 +15,7 @@ from lab.comfyui.server import Server
 
 FOLDER = ROOT / "workflows"
 ARTEFACTS = ROOT / "tests" / "browser" / "artefacts"  # screenshots of the last visit; not in git
-DEMO, PICTURE = "lab_fill_demo", "lab_fill_demo_input.webp"
+DEMO, PICTURE, LARGE = "lab_fill_demo", "lab_fill_demo_input.webp", "at_1024_px.png"
 LAB_FILES = {"hilo_lab_fill.safetensors": "diffusion_models", "hilo_lab_vae.safetensors": "vae"}
 
 _missing: list[str] = []
@@ -54,9 +55,11 @@ def visit(tmp_path_factory: pytest.TempPathFactory) -> Visit:
         stand_in(workflow, server.base / "models")
     for picture in (FOLDER / PICTURE, hosts[0] / "input" / "example.png"):
         shutil.copy(picture, server.base / "input")
+    with Image.open(FOLDER / PICTURE) as picture:
+        picture.resize((1024, 1024)).save(server.base / "input" / LARGE)
     shutil.rmtree(ARTEFACTS, ignore_errors=True)
     ARTEFACTS.mkdir()
     with server:
-        report = look_around(program, node, ARTEFACTS, server.url, workflows, DEMO, PICTURE)
+        report = look_around(program, node, ARTEFACTS, server.url, workflows, DEMO, PICTURE, LARGE)
         info = server.object_info()
     return Visit(report, workflows, info)

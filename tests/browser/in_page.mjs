@@ -95,10 +95,17 @@ export async function timeSlider(values) {
     const start = performance.now()
     slider.value = value
     await changed
+    await new Promise(requestAnimationFrame) // drawn
     times.push(performance.now() - start)
     await new Promise((resolve) => setTimeout(resolve, 150))
   }
   return times
+}
+
+/** Change the page's language; the nodes of before are marked as old. */
+export function speak(language) {
+  for (const node of window.app.graph._nodes) node.old = true
+  return window.app.extensionManager.setting.set('Comfy.Locale', language)
 }
 
 export function saved() {

@@ -1,9 +1,10 @@
 // Opens ComfyUI's page, uses it as a person would, and reports what it saw: page.mjs JOB.json
 //
-// JOB: { browser, url, out, workflows: { name: workflow }, run, picture }. Writes JOB.out/report.json and pictures.
+// JOB: { browser, url, out, workflows: { name: workflow }, run, picture, large }. Writes JOB.out/report.json and pictures.
 // Only observes; what must hold is asserted in test_page.py.
 
 import fs from 'node:fs'
+import os from 'node:os'
 import path from 'node:path'
 import { chromium } from 'playwright-core'
 import * as inPage from './in_page.mjs'
@@ -109,7 +110,17 @@ async function liveAndRun() {
   await planShown()
   await page.evaluate(inPage.setWidget, ['HiLoTokenPlanner', 'preset', 'custom'])
   await page.waitForTimeout(500)
-  report.slider_ms = await page.evaluate(inPage.timeSlider, [32, 40, 48, 56, 64, 24])
+  await choose(job.large)
+  report.slider_ms = await page.evaluate(inPage.timeSlider, [...Array(24).keys()].map((move) => 28 + 4 * move))
+  report.slider_load = os.loadavg()[0]
+  await page.evaluate(inPage.setWidget, ['HiLoTokenPlanner', 'dilation', 24])
+  await choose(job.picture)
+  report.contexts = {}
+  for (const context of ['low', 'cache', 'rolling', 'none', 'auto']) {
+    await page.evaluate(inPage.setWidget, ['HiLoPatchModel', 'context', context])
+    await page.waitForTimeout(1000)
+    report.contexts[context] = (await page.evaluate(inPage.views)).HiLoTokenPlanner
+  }
   await page.evaluate(inPage.setWidget, ['KSampler', 'steps', 3])
   await run()
   report.pictures = await page.evaluate(inPage.pictures)
@@ -120,6 +131,9 @@ async function liveAndRun() {
   await state('planner')
   await page.evaluate(inPage.zoomTo, ['HiLoPatchModel', 1.2])
   await state('patch')
+  await speak('zh')
+  await state('patch_in_chinese')
+  await speak('en')
 
   await page.evaluate(() => {
     const { graph } = window.app
@@ -134,6 +148,13 @@ async function liveAndRun() {
   await state('computed')
 }
 
+/** Choose the page's language, and wait until it has made its nodes anew. */
+async function speak(language) {
+  await page.evaluate(inPage.speak, language)
+  await page.waitForFunction(() => window.app.graph._nodes.length && !window.app.graph._nodes.some((node) => node.old))
+  await page.waitForTimeout(500)
+}
+
 /** Wait until a box of ours says these words. */
 async function noted(words) {
   const said = (words) =>
@@ -141,13 +162,14 @@ async function noted(words) {
   await page.waitForFunction(said, words)
 }
 
-/** The same page in the light theme, zoomed in, and with the page's newer way to draw nodes. */
+/** The same page in the light theme, zoomed in, in Chinese, and with the page's newer way to draw nodes. */
 async function themes() {
   await page.evaluate(inPage.zoomTo, ['HiLoTokenPlanner', 2.2])
   await state('dark_zoomed')
   for (const [name, options] of [
     ['light', { 'Comfy.ColorPalette': 'light' }],
-    ['vue_nodes', { 'Comfy.ColorPalette': 'dark', 'Comfy.VueNodes.Enabled': true }]
+    ['chinese', { 'Comfy.ColorPalette': 'dark', 'Comfy.Locale': 'zh' }],
+    ['vue_nodes', { 'Comfy.Locale': 'en', 'Comfy.VueNodes.Enabled': true }]
   ]) {
     await settings(options)
     const other = await open()
@@ -155,7 +177,7 @@ async function themes() {
     await planShown(other)
     await other.evaluate(inPage.fitToScreen)
     await state(name, other)
-    await other.evaluate(inPage.zoomTo, ['HiLoTokenPlanner', 1.4])
+    await other.evaluate(inPage.zoomTo, ['HiLoTokenPlanner', 1.15])
     await state(`${name}_zoomed`, other)
     await other.close()
   }
@@ -183,7 +205,7 @@ async function choose(picture) {
 }
 
 function planShown(opened = page) {
-  return opened.waitForFunction(() => document.querySelector('.hilo-view .headline')?.textContent.includes('tokens'))
+  return opened.waitForFunction(() => document.querySelector('.hilo-view .headline')?.textContent.includes('token'))
 }
 
 async function run() {

@@ -52,15 +52,17 @@ def stand_in(workflow: dict[str, Any], models: Path) -> None:
 
 
 def look_around(
-    program: str, node: str, out: Path, url: str, workflows: dict[str, Any], run: str, picture: str
+    program: str, node: str, out: Path, url: str, workflows: dict[str, Any], run: str, picture: str, large: str
 ) -> dict[str, Any]:
     """Use the page at `url`, leave pictures in `out`; page.mjs's report.
 
     Args:
         workflows: opened one by one; `run` names the one that is run.
         picture: a file of the server's input folder with a painted mask.
+        large: the same at 1024 px, for sliders to be timed on.
     """
-    job = {"browser": program, "url": url, "out": str(out), "workflows": workflows, "run": run, "picture": picture}
+    job = {"browser": program, "url": url, "out": str(out), "workflows": workflows}
+    job |= {"run": run, "picture": picture, "large": large}
     (out / "job.json").write_text(json.dumps(job), encoding="utf-8")
     command = [node, str(HERE / "page.mjs"), str(out / "job.json")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=1100)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 
+import numpy as np
 import pytest
 
 from browser.conftest import ARTEFACTS
@@ -65,14 +67,28 @@ def test_nodes_searched_for_and_joined_by_mouse_show_a_plan(visit: Visit) -> Non
     assert [entry.rsplit(" ", 1)[0] for entry in joined["legend"][:2]] == ["edit region", "high frequency"]
 
 
-def test_the_plan_follows_a_slider_within_200_ms(visit: Visit) -> None:
-    """The fastest of six moves: what a busy machine adds to the others is not ours."""
-    times = visit.report["slider_ms"]
-    print("ms from a slider to its plan:", ", ".join(f"{time:.0f}" for time in times))
-    assert len(times) == 6
-    if min(times) >= 200 and os.getloadavg()[0] > 1.5 * (os.cpu_count() or 1):
-        pytest.skip(f"too much else is running to tell: {min(times):.0f} ms at best")
-    assert min(times) < 200
+def test_the_plan_follows_a_slider(visit: Visit) -> None:
+    """From a new position of the slider to the drawn plan, of a picture of 1024 px: within 200 ms on a machine that does
+    nothing else. What others add on a busy one is not ours, so there the bound is wide; the figure is kept."""
+    times, load = visit.report["slider_ms"], visit.report["slider_load"]
+    seen = {"moves": len(times), "median_ms": round(np.median(times)), "p95_ms": round(np.percentile(times, 95))}
+    seen |= {"waiting for a core": round(load, 1), "cores": os.cpu_count()}
+    (ARTEFACTS / "slider.json").write_text(json.dumps(seen) + "\n", encoding="utf-8")
+    print("from a slider to its plan at 1024 px:", seen)
+    assert len(times) >= 20
+    assert np.median(times) < (200 if load <= (os.cpu_count() or 1) else 2000)
+
+
+def test_the_plan_is_that_of_the_connected_patch_model(visit: Visit) -> None:
+    """Counts and words follow the context that stands on HiLo Patch Model."""
+    kinds = {"low": "low frequency", "cache": "kept in view", "rolling": "kept in view", "none": "left out"}
+    for context, words in kinds.items():
+        seen = visit.report["contexts"][context]
+        assert seen["legend"][-1].startswith(words), context
+        assert re.fullmatch(r"[\d,]+ of 1,024 tokens, about \d\.\d× a step", seen["headline"])
+    tokens = {name: int(seen["headline"].split()[0]) for name, seen in visit.report["contexts"].items()}
+    assert tokens["none"] == tokens["cache"] < tokens["auto"] < tokens["rolling"]
+    assert "renewed a step" in visit.report["contexts"]["auto"]["legend"][-1]
 
 
 def test_the_demo_runs_from_the_page(visit: Visit) -> None:
@@ -82,9 +98,9 @@ def test_the_demo_runs_from_the_page(visit: Visit) -> None:
     planned, computed = (
         int(after[node]["headline"].split()[0].replace(",", "")) for node in ("HiLoTokenPlanner", "HiLoPatchModel")
     )
-    assert 0 < computed < 1024 and planned < 1024
+    assert planned == computed < 1024
     calls, speed, memory = after["HiLoPatchModel"]["lines"][:3]
-    assert calls == "1 model call on these tokens, 2 dense"
+    assert calls == "model calls: 1 on these tokens, 2 dense"
     assert re.match(r"(\d+ ms|\d+\.\d+ s) a call, dense", speed) and memory.startswith("context auto kept")
 
 
@@ -102,7 +118,21 @@ def test_a_picture_made_by_other_nodes_shows_the_last_run(visit: Visit) -> None:
     assert "shown as in the last run" in shown["note"] and shown["picture"] and "tokens, about" in shown["headline"]
 
 
-@pytest.mark.parametrize("look", ["light", "vue_nodes"])
+def test_the_nodes_speak_the_language_of_the_page(visit: Visit) -> None:
+    """From the start, and when it is changed: then the page makes its nodes anew, and the last run must not be lost."""
+    messages = json.loads((ROOT / "locales" / "zh" / "main.json").read_text(encoding="utf-8"))["hiloToken"]
+
+    def chinese(key: str, text: str) -> bool:
+        return re.fullmatch(re.sub(r"{\w+}", r"[\\d.,%]+", messages[key]), text) is not None
+
+    planner, patcher = (visit.report["states"]["chinese"][node] for node in ("HiLoTokenPlanner", "HiLoPatchModel"))
+    assert chinese("headline", planner["headline"]) and chinese("edit", planner["legend"][0])
+    assert patcher["note"] == messages["noRun"]
+    ran = visit.report["states"]["patch_in_chinese"]["HiLoPatchModel"]
+    assert chinese("ranOn", ran["headline"]) and chinese("calls", ran["lines"][0])
+
+
+@pytest.mark.parametrize("look", ["light", "chinese", "vue_nodes"])
 def test_every_way_to_draw_the_page_shows_the_plan(visit: Visit, look: str) -> None:
     planner = visit.report["states"][look]["HiLoTokenPlanner"]
     assert planner["picture"] and planner["tokens"] == "pixelated" and len(planner["legend"]) == 3

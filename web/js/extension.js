@@ -122,7 +122,7 @@ function follow(node, name, act) {
 }
 
 app.registerExtension({
-  name: 'hilo_token',
+  name: 'hilotoken.nodes',
 
   async setup() {
     api.addEventListener('hilo_token.run', ({ detail }) => {

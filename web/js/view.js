@@ -20,7 +20,7 @@ const STYLE = `
 .hilo-view .legend { display: flex; flex-wrap: wrap; gap: 2px 10px; }
 .hilo-view .legend span { display: inline-flex; align-items: center; gap: 4px; white-space: nowrap; }
 .hilo-view .legend i { width: 11px; height: 11px; border: 1px solid var(--descrip-text, #999); }
-.hilo-view :empty:not(svg, svg *, i) { display: none; }
+.hilo-view :empty:not(svg, svg *, i), .hilo-view style { display: none; }
 `
 
 function element(tag, className, parent, text = '') {
@@ -42,11 +42,9 @@ function drawn(tag, className, attributes) {
 export class View {
   /** @param words gives the words of the page's language, see words.js */
   constructor(words) {
-    if (!document.getElementById('hilo-view-style')) {
-      document.head.append(Object.assign(element('style', ''), { id: 'hilo-view-style', textContent: STYLE }))
-    }
     this.words = words
     this.root = element('div', 'hilo-view')
+    element('style', '', this.root, STYLE) // in the node's own box, so that nothing of ours is left in the page
     this.picture = drawn('svg', 'picture', { preserveAspectRatio: 'xMidYMid meet' })
     this.root.append(this.picture)
     this.headline = element('div', 'headline', this.root)
