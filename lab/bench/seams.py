@@ -1,47 +1,129 @@
-"""Does one see where the edit was pasted? `python -m lab.bench.seams --pictures 6`
+"""Does one see where the edit was pasted? `python -m lab.bench.seams --pictures 10`
 
 Colour step and gradient energy across the contour of the mask and of the edit region, for every way of HiLo Unpack to
-paste, for the dense result and for a crop blended back as Inpaint Crop and Stitch does. Each once as the lab's model
-made it and once with a drift of brightness put on the generated pixels, which models trained by others show and the
-lab's small one does not. Writes seams.json and seams.md."""
+paste: the dense result decoded in full, HiLo's (context auto, as the nodes have it) decoded by region. Against crops
+blended back as Inpaint Crop and Stitch does, at their own cost and at HiLo's. Masks are scattered or elongated, of the
+paper's three sizes in turn. Each once as the lab's model made it and once with a drift of brightness put on the
+generated pixels, which models trained by others show and the lab's small one does not. Writes seams.json and seams.md;
+another size joins what is there, other weights replace it."""
 
 from __future__ import annotations
 
 import argparse
 from collections import defaultdict
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
-from hilo_core import PRESETS, composite, make_plan
-from hilo_core.masks import dilate
+from hilo_core import PRESETS, Grid, TokenPlan, composite, make_plan
+from hilo_core.composite import reach
+from hilo_core.decode import cover, wanted_cells
+from hilo_core.masks import dilate, fill_pinholes
 from lab import autoencoder, dit
 from lab.bench import record
 from lab.bench.cases import Case, held_out_case
 from lab.bench.clock import Clock
 from lab.bench.metrics import seam
-from lab.bench.rows import ROWS
+from lab.bench.rows import ROWS, Row
 from lab.bench.runners import LabRunner, Outcome
-from lab.masks import GROUPS
+from lab.bench.verdict import interval
+from lab.masks import GROUPS, skeleton
 
 STEPS = 8
 DRIFT = (0.92, 0.02)  # factor and offset: a little darker and flatter
 STITCH = 32  # pixels, the default mask_blend_pixels of Inpaint Crop and Stitch
-HILO = "context_rolling"
+MARGIN = 4  # latent cells round a part, what the nodes measure for an autoencoder of this class
+MASKS = ("scattered", "elongated")
 WAYS = [("off", "feather"), ("mean", "feather"), ("linear", "feather"), ("off", "laplacian"), ("linear", "laplacian")]
+
+HILO = "context_auto"
+CROP = "crop at equal cost"
+ROWS_RUN: dict[str, Row] = {
+    "dense": ROWS["dense"],
+    HILO: ROWS[HILO],
+    "crop": ROWS["crop"],
+    CROP: replace(ROWS["crop"], equal_to=HILO),
+}
+PLAIN = "dense, feather"  # what the others are compared with
+STITCHED = f"{CROP}, stitched"
+KEY = ("size", "masks", "way")
+
+
+class Keeping:
+    """An autoencoder that keeps the latent it decoded last, and can decode a part of it."""
+
+    def __init__(self, vae: Any, dtype: torch.dtype) -> None:
+        self.vae, self.dtype = vae, dtype
+        self.encode = vae.encode
+        self.latent = torch.empty(0)
+
+    def decode(self, latent: Tensor) -> Any:
+        self.latent = latent
+        return self.vae.decode(latent)
+
+    def region(self, plan: TokenPlan) -> np.ndarray:
+        """What the edit region shows, and what matching its colours needs; elsewhere the source, (H, W, 3)."""
+        grid = Grid.of_latent(plan.size, (self.latent.shape[-2], self.latent.shape[-1]), 1)
+        picture = plan.image[0].clone()
+        with torch.inference_mode(), torch.autocast("cpu", self.dtype, self.dtype != torch.float32):
+            for tile in cover(wanted_cells(plan, grid, reach(plan))[0], MARGIN):
+                rows, cols = tile.outer.slices
+                decoded = autoencoder.decode(self.vae, self.latent[..., rows, cols])[0].permute(1, 2, 0)
+                inner = tile.inner.within(tile.outer).scaled(grid.factor)
+                picture[tile.inner.scaled(grid.factor).slices] = decoded[inner.slices]
+        return picture.numpy()
+
+
+@dataclass(frozen=True)
+class Painted:
+    """One case by every row: decoded pictures (H, W, 3) in 0..1, and seconds of sampling."""
+
+    raw: dict[str, np.ndarray]
+    seconds: dict[str, float]
+
+
+def case_of(masks: str, number: int, size: int) -> Case:
+    """The `number`-th case with a mask of a shape in `MASKS`, the same at every call."""
+    group = list(GROUPS)[number % len(GROUPS)]
+    case = held_out_case(group, number // len(GROUPS), size)
+    rng = np.random.default_rng([case.seed, MASKS.index(masks)])
+    away = cv2.distanceTransform(skeleton(rng, size, masks), cv2.DIST_L2, cv2.DIST_MASK_5)
+    mask = away <= np.quantile(away, rng.uniform(*GROUPS[group]))
+    return replace(case, name=f"{masks}-{number:03d}-{case.kind}", mask=fill_pinholes(mask))
+
+
+def plan_of(case: Case) -> TokenPlan:
+    """The plan of the nodes' default preset."""
+    return make_plan(torch.from_numpy(case.image)[None], torch.from_numpy(case.mask)[None].float(), PRESETS["balanced"])
+
+
+def run(runner: LabRunner, keeping: Keeping, case: Case) -> Painted:
+    """Paint a case by every row; HiLo's is decoded by region."""
+    done: dict[str, Outcome] = {}
+    for name, row in ROWS_RUN.items():
+        done[name] = runner.run(row, case, STEPS, done)
+        if name == HILO:
+            done[name] = replace(done[name], raw=keeping.region(plan_of(case)))
+    return Painted(
+        {name: outcome.raw for name, outcome in done.items()},
+        {name: outcome.seconds for name, outcome in done.items()},
+    )
 
 
 def pasted(case: Case, raw: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Every way's picture ``(H, W, 3)`` of the decoded rows `dense`, `crop` and `HILO`."""
-    plan = make_plan(torch.from_numpy(case.image)[None], torch.from_numpy(case.mask)[None].float(), PRESETS["balanced"])
+    """Every way's picture (H, W, 3) of the decoded pictures of `ROWS_RUN`."""
+    plan = plan_of(case)
     pictures = {"dense, hard paste": np.where(case.mask[..., None], raw["dense"], case.image)}
     soft = cv2.GaussianBlur(dilate(case.mask, STITCH // 2).astype(np.float32), (0, 0), STITCH / 4)[..., None]
-    pictures["crop, stitched"] = case.image + soft * (raw["crop"] - case.image)
-    for name, row in (("dense", "dense"), ("HiLo rolling", HILO)):
+    for row in ("crop", CROP):
+        pictures[f"{row}, stitched"] = case.image + soft * (raw[row] - case.image)
+    for name, row in (("dense", "dense"), ("HiLo auto", HILO)):
         decoded = torch.from_numpy(np.ascontiguousarray(raw[row]))[None]
         for match, blend in WAYS:
             title = f"{name}, {blend}" + (f", match {match}" if match != "off" else "")
@@ -63,81 +145,124 @@ def measure(case: Case, pictures: dict[str, np.ndarray]) -> dict[str, tuple[floa
     return values
 
 
-def run(runner: LabRunner, case: Case) -> dict[str, np.ndarray]:
-    """The decoded pictures of the rows that are pasted."""
-    done: dict[str, Outcome] = {}
-    for name in ("dense", "crop", HILO):
-        done[name] = runner.run(replace(ROWS[name]), case, STEPS, done)
-    return {name: outcome.raw for name, outcome in done.items()}
-
-
 def drifted(case: Case, raw: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The same with a drift on what the model made: mask and dilation band."""
     region = dilate(case.mask, PRESETS["balanced"].dilation)[..., None]
     return {name: np.where(region, picture * DRIFT[0] + DRIFT[1], picture) for name, picture in raw.items()}
 
 
+def entries(masks: str, size: int, cases: list[Case], painted: list[Painted]) -> list[record.Entry]:
+    """One entry a way, over all cases of a mask shape."""
+    found: dict[str, dict[str, list[tuple[float, float]]]] = {"made": defaultdict(list), "drift": defaultdict(list)}
+    for case, one in zip(cases, painted, strict=True):
+        for kind, raw in (("made", one.raw), ("drift", drifted(case, one.raw))):
+            for way, values in measure(case, pasted(case, raw)).items():
+                found[kind][way].append(values)
+    steps = {way: np.array([step for step, _ in values]) for way, values in found["made"].items()}
+    seconds = {name: sum(one.seconds[name] for one in painted) for name in ROWS_RUN}
+
+    def over(way: str, other: str) -> list[float]:
+        difference = steps[way] - steps[other]
+        return [float(difference.mean()), *interval(difference)]
+
+    return [
+        {
+            "size": size,
+            "masks": masks,
+            "way": way,
+            "pictures": len(cases),
+            "time": seconds[_row_of(way)] / seconds["dense"],
+            "over_dense": over(way, PLAIN),
+            "over_crop": over(way, STITCHED),
+            **{
+                kind: {
+                    "step": float(np.mean([step for step, _ in ways[way]])),
+                    "gradient": float(np.median([ratio for _, ratio in ways[way]])),
+                }
+                for kind, ways in found.items()
+            },
+        }
+        for way in steps
+    ]
+
+
+def _row_of(way: str) -> str:
+    name = way.partition(",")[0]
+    return HILO if name == "HiLo auto" else name
+
+
 def main(argv: list[str] | None = None) -> int:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=6, help="a mask group")
+    parser.add_argument("--pictures", type=int, default=6, help="a mask shape")
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results", metavar="DIR")
     args = parser.parse_args(argv)
-    if args.pictures < 1 or args.size % 16:
-        parser.error("--pictures must be 1 or more, --size a multiple of 16")
-    device, dtype = torch.device("cpu"), record.fast_dtype(torch.device("cpu"))
-    model, vae = dit.load_dit(dit.WEIGHTS, dtype), autoencoder.load_autoencoder(autoencoder.WEIGHTS, dtype)
-    runner = LabRunner(model, vae, Clock(device), dtype)
-    found: dict[str, dict[str, list[tuple[float, float]]]] = {"as made": defaultdict(list), "drift": defaultdict(list)}
-    for number in tqdm(range(args.pictures * len(GROUPS)), unit="picture"):
-        group = list(GROUPS)[number % len(GROUPS)]
-        case = held_out_case(group, number // len(GROUPS), args.size)
-        raw = run(runner, case)
-        for kind, pictures in (("as made", raw), ("drift", drifted(case, raw))):
-            for title, values in measure(case, pasted(case, pictures)).items():
-                found[kind][title].append(values)
-    means = {
-        title: {
-            kind: {
-                "step": float(np.nanmean([step for step, _ in rows[title]])),
-                "ratio": float(np.nanmedian([ratio for _, ratio in rows[title]])),
-            }
-            for kind, rows in found.items()
-        }
-        for title in found["as made"]
-    }
-    content = {
-        "environment": record.environment(device, dtype),
-        "weights": record.fingerprint(dit.WEIGHTS),
-        "pictures": args.pictures * len(GROUPS),
-        "size": args.size,
-        "ways": means,
-    }
+    if args.pictures < 1 or args.size < 64 or args.size % 16:
+        parser.error("--pictures must be 1 or more, --size a multiple of 16 and at least 64")
+    device = torch.device("cpu")
+    dtype = record.fast_dtype(device)
+    keeping = Keeping(autoencoder.load_autoencoder(autoencoder.WEIGHTS, dtype), dtype)
+    runner = LabRunner(dit.load_dit(dit.WEIGHTS, dtype), keeping, Clock(device, busy=True), dtype)
+    weights = {path.name: record.fingerprint(path) for path in (dit.WEIGHTS, autoencoder.WEIGHTS)}
+    environment = record.environment(device, dtype, clock="busy", weights=weights)
+    new = []
+    with tqdm(total=args.pictures * len(MASKS), unit="picture") as progress:
+        for masks in MASKS:
+            cases, painted = [case_of(masks, number, args.size) for number in range(args.pictures)], []
+            for case in cases:
+                painted.append(run(runner, keeping, case))
+                progress.update()
+            new += entries(masks, args.size, cases, painted)
+    old = record.read_json(args.out / "seams.json")
+    if any(one.get("weights") != weights for one in old.get("environments", {}).values()):
+        old = {}
+    content = record.merge(old, environment, "entries", KEY, new)
     record.write_json(args.out / "seams.json", content)
     (args.out / "seams.md").write_text(report(content))
     print(report(content))
     return 0
 
 
-def report(content: dict) -> str:
-    """The table."""
-    environment = content["environment"]
+def report(content: record.Content) -> str:
+    """The tables, one for each size and mask shape."""
+    weights = next(iter(content["environments"].values()))["weights"]
     lines = [
         "# Seams\n",
-        f"{content['pictures']} held-out pictures of {content['size']} px, {STEPS} steps, weights "
-        f"{content['weights']}, commit {environment['commit']}, {environment['device']}. *step*: mean colour step "
-        "across the contour in Delta E (CIE76), less the true picture's own there. *gradient*: gradient energy across "
-        "it, relative to the "
-        "true picture's, the median. Each the worse of two contours, the mask's and the edit region's. *drift*: the "
+        *record.provenance(content),
+        f"\nHeld-out pictures, {STEPS} steps, preset balanced; weights "
+        f"{', '.join(f'{name} {digest}' for name, digest in weights.items())}. The dense result is decoded in full, "
+        "HiLo's by region. *time*: of sampling, relative to dense; the crop at equal cost computes as many tokens as "
+        "HiLo. *step*: mean colour step across the contour in Delta E (CIE76), less the true picture's own there. "
+        f"*over dense, over crop*: step less that of *{PLAIN}* and of *{STITCHED}* on the same pictures, with the "
+        "paired bootstrap 95 % interval. *gradient*: gradient energy across the contour relative to the true "
+        "picture's, the median. Each the worse of two contours, the mask's and the edit region's. *drift*: the "
         f"generated pixels times {DRIFT[0]} plus {DRIFT[1]}.\n",
     ]
-    rows = [
-        [title, *(f"{kinds[kind][key]:.2f}" for kind in ("as made", "drift") for key in ("step", "ratio"))]
-        for title, kinds in content["ways"].items()
-    ]
-    lines.append(record.table(["", "step", "gradient", "drift: step", "gradient"], rows))
-    return "\n".join(lines) + "\n"
+    head = ["", "time", "step", "over dense", "over crop", "gradient", "drift: step", "gradient"]
+    for size, masks in dict.fromkeys((entry["size"], entry["masks"]) for entry in content["entries"]):
+        found = [entry for entry in content["entries"] if (entry["size"], entry["masks"]) == (size, masks)]
+        lines.append(f"## {size} px, {masks} masks, {found[0]['pictures']} pictures\n")
+        rows = [
+            [
+                entry["way"],
+                f"{entry['time']:.0%}",
+                f"{entry['made']['step']:.2f}",
+                _difference(entry["over_dense"]) if entry["way"] != PLAIN else "–",
+                _difference(entry["over_crop"]) if entry["way"] != STITCHED else "–",
+                f"{entry['made']['gradient']:.2f}",
+                f"{entry['drift']['step']:.2f}",
+                f"{entry['drift']['gradient']:.2f}",
+            ]
+            for entry in found
+        ]
+        lines.append(record.table(head, rows))
+    return "\n".join(lines)
+
+
+def _difference(values: list[float]) -> str:
+    mean, low, high = values
+    return f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]"
 
 
 if __name__ == "__main__":

@@ -1,16 +1,14 @@
-"""The end-to-end bench's own arithmetic, and the seam bench's, without a model of any size."""
+"""The end-to-end bench's own arithmetic, without a model of any size."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
-from lab.bench import end_to_end, seams
-from lab.bench.cases import held_out_case
+from lab.bench import end_to_end
 
 
 class Ticks:
@@ -70,14 +68,3 @@ def test_the_report_holds_every_entry(tmp_path: Path) -> None:
     end_to_end.write(tmp_path / "r.md", {"environments": {"t": environment}, "entries": [entry]})
     text = (tmp_path / "r.md").read_text()
     assert "80 / 32" in text and "**2.38**" in text and "1.77" in text and "900 / 300" in text
-
-
-def test_seams_of_a_hard_paste_are_seen_and_matched_colours_mend_them() -> None:
-    case = held_out_case("small", 0, 256)
-    made = {name: case.image.copy() for name in ("dense", "crop", seams.HILO)}
-    clean = seams.measure(case, seams.pasted(case, made))
-    assert all(abs(step) < 0.1 for step, _ in clean.values()), "the true picture has no seam"
-    found = seams.measure(case, seams.pasted(case, seams.drifted(case, made)))
-    hard, matched = found["dense, hard paste"][0], found["HiLo rolling, feather, match linear"][0]
-    assert hard > 1 and matched < 0.3 * hard
-    assert np.isfinite([value for pair in found.values() for value in pair]).all()
