@@ -64,12 +64,12 @@ def test_nodes_searched_for_and_joined_by_mouse_show_a_plan(visit: Visit) -> Non
     assert "mask is empty" in unpainted["note"] and unpainted["picture"] and not unpainted["headline"]
     assert re.fullmatch(r"[\d,]+ of 1,024 tokens, about \d\.\d× a step", joined["headline"])
     assert joined["picture"] and joined["note"] == "" and joined["tokens"] == "pixelated"
-    assert [entry.rsplit(" ", 1)[0] for entry in joined["legend"][:2]] == ["edit region", "high frequency"]
+    assert joined["legend"][0].startswith("edit region ") and joined["legend"][-1].startswith("kept in view ")
 
 
 def test_the_plan_follows_a_slider(visit: Visit) -> None:
-    """From a new position of the slider to the drawn plan, of a picture of 1024 px: within 200 ms on a machine that does
-    nothing else. What others add on a busy one is not ours, so there the bound is wide; the figure is kept."""
+    """From a new position of the slider to the drawn plan, of a picture of 1024 px: within 200 ms on a quiet machine.
+    What others add on a busy one is not ours, so there the bound is wide; the figure is kept."""
     times, load = visit.report["slider_ms"], visit.report["slider_load"]
     seen = {"moves": len(times), "median_ms": round(np.median(times)), "p95_ms": round(np.percentile(times, 95))}
     seen |= {"waiting for a core": round(load, 1), "cores": os.cpu_count()}
@@ -84,7 +84,7 @@ def test_the_plan_is_that_of_the_connected_patch_model(visit: Visit) -> None:
     kinds = {"low": "low frequency", "cache": "kept in view", "rolling": "kept in view", "none": "left out"}
     for context, words in kinds.items():
         seen = visit.report["contexts"][context]
-        assert seen["legend"][-1].startswith(words), context
+        assert seen["legend"][-1].startswith(words) and seen["legend"][1].startswith("high frequency "), context
         assert re.fullmatch(r"[\d,]+ of 1,024 tokens, about \d\.\d× a step", seen["headline"])
     tokens = {name: int(seen["headline"].split()[0]) for name, seen in visit.report["contexts"].items()}
     assert tokens["none"] == tokens["cache"] < tokens["auto"] < tokens["rolling"]
@@ -135,7 +135,7 @@ def test_the_nodes_speak_the_language_of_the_page(visit: Visit) -> None:
 @pytest.mark.parametrize("look", ["light", "chinese", "vue_nodes"])
 def test_every_way_to_draw_the_page_shows_the_plan(visit: Visit, look: str) -> None:
     planner = visit.report["states"][look]["HiLoTokenPlanner"]
-    assert planner["picture"] and planner["tokens"] == "pixelated" and len(planner["legend"]) == 3
+    assert planner["picture"] and planner["tokens"] == "pixelated" and len(planner["legend"]) >= 2
     assert (ARTEFACTS / f"{look}_zoomed.png").stat().st_size > 10_000
 
 
