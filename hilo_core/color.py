@@ -27,7 +27,8 @@ def match_color(decoded: np.ndarray, source: np.ndarray, ring: np.ndarray, how: 
             as a light from the side. Outside the ring's bounding box the colour stays as at its border.
 
     Returns:
-        ``(H, W, 3)`` float32 in [0, 1]; ``decoded`` itself where the ring is too small to tell.
+        ``(H, W, 3)`` float32 in [0, 1]; ``decoded`` itself where the ring is too small, or its pixels too
+        much at odds, to tell.
 
     Raises:
         ValueError: ``how`` is unknown.
@@ -41,6 +42,8 @@ def match_color(decoded: np.ndarray, source: np.ndarray, ring: np.ndarray, how: 
     wanted = cv2.cvtColor(np.ascontiguousarray(source, np.float32).clip(0, 1), cv2.COLOR_RGB2LAB)
     drift = wanted[ring] - lab[ring]
     same = _inliers(drift)
+    if same.sum() < ENOUGH:  # no two agree, as when a decoder in half precision gave NaN
+        return decoded
     rows, columns, drift = rows[same], columns[same], drift[same]
     if how == "mean":
         shift = drift.mean(0)

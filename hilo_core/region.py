@@ -5,8 +5,9 @@ there, for the time of a call and in this thread alone; nothing is put on the mo
 latent's size and is cheap, so it runs on the whole latent first (``Head``); the parts then attend to the keys and
 values found there (``Part``).
 
-Group normalisation also looks at the whole picture, once a layer. Its statistics cannot be had without decoding
-everything, and measured on random weights of the real class nothing cheaper comes near: see web/docs/HiLoUnpack.md."""
+Group normalisation also looks at the whole picture, once a layer, and only a full decode knows its statistics. Those of
+an earlier decode, corrected where the picture has changed, come near on random weights, but nothing says how near on
+trained ones: such decoders are not cut. See web/docs/HiLoUnpack.md."""
 
 from __future__ import annotations
 

@@ -142,6 +142,14 @@ def test_a_picture_without_drift_keeps_its_colours() -> None:
         assert (composite(p, new, 0, match) - new)[p.edit_region].abs().max() < 1 / 255
 
 
+@pytest.mark.parametrize("match", MATCHES)
+def test_a_decode_gone_wrong_stays_inside_the_edit_region(match: str) -> None:
+    p = plan()
+    result = composite(p, torch.full_like(p.image, torch.nan), 8, match)
+    assert torch.equal(result[~p.edit_region], p.image[~p.edit_region])
+    assert result[p.mask].isnan().all(), "seen, not painted over"
+
+
 def test_a_full_mask_has_no_ring_to_match() -> None:
     image = picture(HEIGHT, WIDTH)
     p = make_plan(image, torch.ones(1, HEIGHT, WIDTH))

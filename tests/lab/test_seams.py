@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -12,6 +13,8 @@ import torch
 from lab.autoencoder import build_autoencoder, encode
 from lab.bench import record, seams
 from lab.bench.cases import Case
+from lab.bench.rows import Row
+from lab.bench.runners import Outcome
 from lab.masks import GROUPS
 
 
@@ -57,7 +60,7 @@ def test_the_region_is_the_full_decodes_and_the_rest_the_source() -> None:
     assert np.array_equal(part[:64], case.image[:64]), "far from it nothing was"
 
 
-def test_a_way_is_set_against_dense_and_against_the_crop_of_equal_cost() -> None:
+def test_a_way_is_set_against_dense_and_against_the_crop_in_equal_time() -> None:
     cases = [seams.case_of("elongated", number, 128) for number in range(2)]
     content = record.merge(
         {},
@@ -70,6 +73,7 @@ def test_a_way_is_set_against_dense_and_against_the_crop_of_equal_cost() -> None
     assert {seams.PLAIN, seams.STITCHED, "crop, stitched", "HiLo auto, laplacian, match linear"} < set(ways)
     assert all(entry["time"] == 1 for entry in ways.values())
     assert ways[seams.PLAIN]["over_dense"] == [0, 0, 0] == ways[seams.STITCHED]["over_crop"]
+    assert ways[seams.STITCHED]["away_over_crop"] == [0, 0, 0]
     hard = ways["dense, hard paste"]
     assert hard["over_dense"][0] == pytest.approx(hard["made"]["step"] - ways[seams.PLAIN]["made"]["step"])
     text = seams.report(content)
@@ -81,3 +85,17 @@ def test_a_size_too_small_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[
     with pytest.raises(SystemExit):
         seams.main(["--size", "100", "--out", str(tmp_path)])
     assert "multiple of 16" in capsys.readouterr().err
+
+
+def test_the_crop_has_the_time_of_hilo() -> None:
+    case, budgets = seams.case_of("scattered", 0, 128), []
+
+    class Runner:
+        def run(self, row: Row, case: Case, steps: int, done: dict[str, Outcome]) -> Outcome:
+            budgets.append(done[row.equal_to].tokens if row.equal_to else None)
+            return Outcome(case.image, 0.9, 1.0, 3.0 if row is seams.ROWS_RUN[seams.HILO] else 4.0)
+
+    keeping: Any = type("Keeping", (), {"region": lambda self, plan: case.image * 0})()
+    painted = seams.run(cast(Any, Runner()), keeping, case)
+    assert budgets == [None, None, None, 0.75], "three quarters of dense's time, not of its tokens"
+    assert not painted.raw[seams.HILO].any(), "HiLo's picture is decoded by region"
