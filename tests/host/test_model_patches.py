@@ -14,6 +14,7 @@ import comfy.sample
 import comfy.samplers
 import pytest
 import torch
+from comfy_api.torch_helpers import set_torch_compile_wrapper
 from comfy_extras import nodes_model_patch
 
 from host import tiny
@@ -125,6 +126,20 @@ def test_a_fresh_cache_is_exact_under_control(name: str, refined: bool, pack: Mo
             assert (answer - dense).abs().max() <= 2e-5 * scale, widgets
         uncontrolled, *_ = answers(job, job.model.patcher, 1, capture=0.0, **widgets)
         assert (uncontrolled - dense).abs().max() > 1e-3 * scale, "control does not matter"
+
+
+@pytest.mark.skipif("z_image" not in SPECS, reason="this ComfyUI has no Z-Image")
+def test_control_of_a_compiled_model(pack: ModuleType) -> None:
+    """Behind the host's TorchCompileModel each call's own canvas counts, not that of the first."""
+    job, widgets = Job(pack, "z_image"), {"context": "rolling", "share": 0.2}
+    patcher = controlled(job, control_picture(job))
+    result = job.sample(job.patched(patcher, **widgets), steps=3)
+    torch._dynamo.reset()
+    clone = patcher.clone()
+    set_torch_compile_wrapper(model=clone, backend="eager")
+    again = job.sample(job.patched(clone, **widgets), steps=3)
+    torch._dynamo.reset()
+    assert job.change_inside(again, result) <= 1e-5
 
 
 @pytest.mark.skipif("z_image" not in SPECS, reason="this ComfyUI has no Z-Image")
