@@ -28,7 +28,7 @@ def match_color(decoded: np.ndarray, source: np.ndarray, ring: np.ndarray, how: 
 
     Returns:
         ``(H, W, 3)`` float32 in [0, 1]; ``decoded`` itself where the ring is too small, or its pixels too
-        much at odds, to tell.
+            much at odds, to tell, and where the picture is not finite.
 
     Raises:
         ValueError: ``how`` is unknown.
@@ -36,13 +36,13 @@ def match_color(decoded: np.ndarray, source: np.ndarray, ring: np.ndarray, how: 
     if how not in MATCHES:
         raise ValueError(f"match_color is {how!r}; choose one of {', '.join(MATCHES)}")
     rows, columns = np.nonzero(ring)
-    if how == "off" or len(rows) < ENOUGH:
+    if how == "off" or len(rows) < ENOUGH or not np.isfinite(decoded.sum()):  # NaN of a decoder stays to be seen
         return decoded
     lab = cv2.cvtColor(np.ascontiguousarray(decoded, np.float32), cv2.COLOR_RGB2LAB)
     wanted = cv2.cvtColor(np.ascontiguousarray(source, np.float32).clip(0, 1), cv2.COLOR_RGB2LAB)
     drift = wanted[ring] - lab[ring]
     same = _inliers(drift)
-    if same.sum() < ENOUGH:  # no two agree, as when a decoder in half precision gave NaN
+    if not same.any():
         return decoded
     rows, columns, drift = rows[same], columns[same], drift[same]
     if how == "mean":

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import pytest
 import torch
 
 from core.pictures import painted, picture
 from hilo_core import PlanSettings, TokenPlan, composite, make_plan
-from hilo_core.color import MATCHES
+from hilo_core.color import MATCHES, match_color
 from hilo_core.composite import BLENDS
 from hilo_core.masks import dilate
 
@@ -148,6 +149,16 @@ def test_a_decode_gone_wrong_stays_inside_the_edit_region(match: str) -> None:
     result = composite(p, torch.full_like(p.image, torch.nan), 8, match)
     assert torch.equal(result[~p.edit_region], p.image[~p.edit_region])
     assert result[p.mask].isnan().all(), "seen, not painted over"
+
+
+@pytest.mark.parametrize("match", MATCHES)
+def test_a_ring_at_odds_with_itself_matches_nothing(match: str) -> None:
+    lab = np.full((90, 30, 3), [50, 0, 0], np.float32)
+    source = cv2.cvtColor(lab, cv2.COLOR_LAB2RGB)
+    for channel in range(3):
+        lab[30 * channel : 30 * channel + 30, :, channel] += 20
+    new = cv2.cvtColor(lab, cv2.COLOR_LAB2RGB)
+    assert np.array_equal(match_color(new, source, np.ones((90, 30), bool), match), new)
 
 
 def test_a_full_mask_has_no_ring_to_match() -> None:
