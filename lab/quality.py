@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from lab.bench import quality_report, record, summary
 from lab.bench.cases import folder_cases, held_out_case
 from lab.bench.rows import ROWS, chosen
 from lab.bench.worker import Job, Part, measurements
-from lab.comfyui.find import find_hosts
+from lab.comfyui.find import find_hosts, stated_version
 from lab.dit import WEIGHTS
 from lab.masks import GROUPS
 
@@ -44,11 +45,11 @@ def jobs(args: argparse.Namespace) -> Iterator[Job]:
     if not (args.host or args.only):
         part = Part(min(256, args.parts[0].size), args.steps or 8, only="entrance", entrance=True)
         for number in range(min(ENTRANCE_CASES, 5 * args.pictures)):
-            yield part, held_out_case(summary.ENTRANCE_GROUP, number, part.size)
+            yield part, partial(held_out_case, summary.ENTRANCE_GROUP, number, part.size)
     for number in range(args.pictures):
         for part in args.parts:
             if number % part.every == 0:
-                yield from ((part, held_out_case(group, number // part.every, part.size)) for group in GROUPS)
+                yield from ((part, partial(held_out_case, group, number // part.every, part.size)) for group in GROUPS)
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -130,7 +131,7 @@ def main(argv: list[str] | None = None) -> int:
         args.device,
         args.dtype,
         weights=weights,
-        host=host_version() if args.host else "",
+        host=stated_version(find_hosts()[0]) if args.host else "",
         clock="busy" if args.busy else "wall",
         workers=args.workers,
         minutes=(time.time() - started) / 60,
@@ -145,12 +146,6 @@ def main(argv: list[str] | None = None) -> int:
     print(quality_report.short(content))
     print(f"written to {args.out}")
     return 0
-
-
-def host_version() -> str:
-    """The version of the ComfyUI that the workers found."""
-    text = (find_hosts()[0] / "comfyui_version.py").read_text(encoding="utf-8")
-    return text.split('"')[1]
 
 
 if __name__ == "__main__":

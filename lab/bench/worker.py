@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -39,7 +39,7 @@ class Part:
     entrance: bool = False
 
 
-Job = tuple[Part, Case]
+Job = tuple[Part, Case | Callable[[], Case]]  # drawn ones are drawn where they are painted
 Results = list[dict[str, Any]]
 
 
@@ -64,6 +64,7 @@ class Worker:
         if time.time() > self.args.deadline:
             return None
         part, case = job
+        case = case() if callable(case) else case
         rows = chosen(None if part.entrance else self.args.rows, part.only)
         rows = {name: row for name, row in rows.items() if not row.tuned or (self.args.weights / row.tuned).is_file()}
         if self.args.host:
