@@ -51,7 +51,7 @@ class PlanSettings:
 PRESETS = {
     "balanced": PlanSettings(),
     "fast": PlanSettings(dilation=16, detail=0.03, threshold=0.20, low_factor=8),
-    "quality": PlanSettings(dilation=48, detail=0.25, threshold=0.05, low_factor=2),
+    "quality": PlanSettings(dilation=32, detail=0.20, threshold=0.05, low_factor=2),
     "paper": PlanSettings(low_factor=16),
 }
 

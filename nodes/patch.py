@@ -43,8 +43,8 @@ class HiLoPatchModel(io.ComfyNode):
                     "context",
                     options=list(CONTEXTS),
                     default="auto",
-                    tooltip="How the model sees what is left out. auto: its keys and values from one dense step near "
-                    "the start, renewed bit by bit and carried on in between, with a dense last step; low where a "
+                    tooltip="How the model sees what is left out. auto: its keys and values from a dense first step, "
+                    "renewed bit by bit and carried on in between, with a dense last step; low where a "
                     "model does not allow that. rolling: the same with your own settings. cache: a dense step every "
                     "few steps instead; pooled cache: in a quarter of the memory. low: a few low-frequency tokens "
                     "stand in for it, fastest and least faithful. none: only the edit region and the details around "

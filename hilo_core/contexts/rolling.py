@@ -60,19 +60,23 @@ class RollingContext(CachingContext):
 
 @dataclass(frozen=True)
 class AutoContext(RollingContext):
-    """The choice ``auto``: ``rolling`` as it measured best. Its dense step comes after a tenth of the run, because keys
-    and values of almost pure noise foretell little; the last step is dense, which takes a seam away. In between as many
+    """The choice ``auto``: ``rolling`` as it measured best (lab model, 512 px, 20 steps).
+
+    The first step is dense and shows the whole picture; a capture after a tenth of the run, with low tokens until
+    then, cost as much and came out up to 0.4 dB behind. The last is dense, which takes a seam away. In between as many
     tokens as the plan adds to the edit region, and 5 % of the rest, are renewed a step, each in its turn, and others
-    carried on in the noise level: with the plan's own tokens in every step and 5 % renewed, the same cost, PSNR against
-    dense fell from 42.1 to 35.7 dB (lab model, 512 px, 20 steps, 4 small masks). What else is set is left aside.
+    carried on in the noise level: with the plan's own tokens in every step and 5 % renewed, at the same cost, PSNR
+    against dense fell from 42 to 36 dB. What else is set is left aside.
     """
 
     name: ClassVar[str] = "auto"
     forecast: str = "linear"
 
     def start(self, plan: GridPlan, steps: int = 0) -> ContextRun:
-        schedule = replace(self.schedule, capture=0.1, last=max(1, self.schedule.last))
+        schedule = replace(self.schedule, capture=0.0, last=max(1, self.schedule.last))
         edit = plan.edit.nonzero().flatten()
+        if not len(edit):  # all of it lies in a border that the latent does not have: nothing will change
+            edit = plan.kept
         renewed = plan.high + math.ceil(0.05 * (plan.grid.count - len(plan.kept)))
         share = (renewed - 0.5) / (plan.grid.count - len(edit))  # not a whole token, which could be rounded up
         chosen = replace(self, share=share, warm=True, forecast="linear", schedule=schedule)

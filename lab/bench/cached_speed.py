@@ -50,7 +50,7 @@ class Choice:
 
 CHOICES = {
     "cache": Choice({f"every {every}": f"cache_{every}_linear" for every in (5, 7, 9)}, EDIT_REGION),
-    "rolling": Choice({"5 % a step": "rolling_5_late"}, EDIT_REGION),
+    "rolling": Choice({"5 % a step": "rolling_5_ends"}, EDIT_REGION),
     "auto": Choice({"auto": "context_auto"}),
 }
 

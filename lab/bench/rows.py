@@ -103,8 +103,7 @@ RANKED = {
 }
 NO_LOG_N = {"proportional": False}
 ENDS = Schedule(last=1)  # a cache's first step is dense anyway
-LATE = Schedule(last=1, capture=0.1)  # keys of almost pure noise foretell little; low tokens stand in until then
-ONCE = Schedule(capture=0.1)  # the one dense step
+LATE = Schedule(last=1, capture=0.1)  # low tokens stand in until then
 
 ROWS: dict[str, Row] = {
     "telea": Row("Telea (OpenCV, no model)", Kind.TELEA, core=True, wide=True, entrance=True),
@@ -182,20 +181,20 @@ ROWS: dict[str, Row] = {
         for every in (4, 5, 7, 9)
     },
     "cache_once": Row(
-        "edit + K/V cached at 10 %, forecast",
-        **cached("cache", refresh=0, forecast="linear", schedule=ONCE),
+        "edit + K/V cached at the first step, forecast",
+        **cached("cache", refresh=0, forecast="linear"),
         wide=True,
     ),
     "rolling_5_once": Row(
-        "edit + rolling 5% from 10 % on, forecast",
-        **cached("rolling", share=0.05, forecast="linear", schedule=ONCE),
+        "edit + rolling 5%, forecast",
+        **cached("rolling", share=0.05, forecast="linear"),
         wide=True,
     ),
     "cache_late": Row("edit + K/V cached at 10 %, last step dense", **cached("cache", refresh=0, schedule=LATE)),
     **{
-        f"rolling_{share * 100:.0f}_late": Row(
-            f"edit + rolling {share:.0%} from 10 % on, forecast, last step dense",
-            **cached("rolling", share=share, forecast="linear", schedule=LATE),
+        f"rolling_{share * 100:.0f}_ends": Row(
+            f"edit + rolling {share:.0%}, forecast, first and last step dense",
+            **cached("rolling", share=share, forecast="linear", schedule=ENDS),
             wide=share == 0.05,
             study=share == 0.05,
             preset=True,
@@ -203,9 +202,9 @@ ROWS: dict[str, Row] = {
         for share in (0.05, 0.1, 0.2)
     },
     **{
-        f"rolling_5_late_{name}": Row(
+        f"rolling_5_ends_{name}": Row(
             f"the same 5 %, {title} first",
-            **cached("rolling", share=0.05, forecast="linear", schedule=LATE, order=order),
+            **cached("rolling", share=0.05, forecast="linear", schedule=ENDS, order=order),
             rank=rank,
             study=True,
         )
@@ -225,6 +224,11 @@ ROWS: dict[str, Row] = {
         )
         for pixels, detail in ((8, 0.0), (8, 0.05), (8, 0.1), (8, 0.2), (16, 0.0), (16, 0.1))
     },
+    "rolling_10_late": Row(
+        "edit + rolling 10% from 10 % on, forecast, last step dense",
+        **cached("rolling", share=0.1, forecast="linear", schedule=LATE),
+        preset=True,
+    ),
     "rolling_20_cold": Row("edit + rolling 20 %, cold", **cached("rolling", share=0.2, warm=False)),
     **{
         f"context_{name.replace(' ', '_')}": Row(
