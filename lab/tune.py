@@ -36,6 +36,7 @@ from lab.train import noise_levels
 
 BINS = torch.linspace(0, MOST, 10)
 TIMESTEPS = 8
+RATIO_PACE = 10.0  # learning rate of DiffCR's ratios over that of everything else
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "proj_mlp", "proj_out", "net.0.proj", "net.2"]
 
 
@@ -195,8 +196,12 @@ def main(argv: list[str] | None = None) -> Path:
     vae = load_autoencoder(args.weights / autoencoder.WEIGHTS.name)
     head: Any = TuneHiLo(dit) if args.method == "hilo" else TuneDiffCR(dit, args.target)
     with_lora(dit, args.rank)
-    trained = [*head.parameters(), *(one for one in dit.parameters() if one.requires_grad)]
-    optimizer = torch.optim.AdamW(trained, lr=args.lr, betas=(0.9, 0.98), weight_decay=0.0)
+    weights = [*head.parameters(), *(one for one in dit.parameters() if one.requires_grad)]
+    ratio = getattr(head, "ratio", None)
+    groups = [{"params": [one for one in weights if one is not ratio], "pace": 1.0}]
+    if ratio is not None:  # ratios must travel all the way from zero, each on the steps of its own timestep alone
+        groups.append({"params": [ratio], "pace": RATIO_PACE})
+    optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.98), weight_decay=0.0)
     run = Run(f"tune_{args.method}", args.minutes, resume=False)
 
     def checkpoint() -> None:
@@ -213,9 +218,9 @@ def main(argv: list[str] | None = None) -> Path:
             loss, values = head.loss(dit, sample, noise_levels(1, torch.device("cpu")))
         optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(trained, 1.0)
+        nn.utils.clip_grad_norm_(weights, 1.0)
         for group in optimizer.param_groups:
-            group["lr"] = args.lr * run.rate(20)
+            group["lr"] = args.lr * group["pace"] * run.rate(20)
         optimizer.step()
         running = run.advance()
         run.log(**values)
