@@ -42,11 +42,11 @@ def jobs(args: argparse.Namespace) -> Iterator[Job]:
         for case in folder_cases(args.images, args.masks, args.parts[0].size):
             yield from ((part, case) for part in args.parts)
         return
-    if not (args.host or args.only):
+    if not (args.host or args.only or args.first):
         part = Part(min(256, args.parts[0].size), args.steps or 8, only="entrance", entrance=True)
         for number in range(min(ENTRANCE_CASES, 5 * args.pictures)):
             yield part, partial(held_out_case, summary.ENTRANCE_GROUP, number, part.size)
-    for number in range(args.pictures):
+    for number in range(args.first, args.pictures):
         for part in args.parts:
             if number % part.every == 0:
                 yield from ((part, partial(held_out_case, group, number // part.every, part.size)) for group in GROUPS)
@@ -59,6 +59,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
         "--full", action="store_true", help="the published tables: 108 pictures a group, 8 and 20 steps"
     )
     parser.add_argument("--pictures", type=int, help="pictures a group of masks; default 24, with --full 108")
+    parser.add_argument("--first", type=int, default=0, help="begin with this picture of each group, after earlier runs")
     parser.add_argument("--minutes", type=float, help="stop after this long; default 18, with --full never")
     parser.add_argument("--size", type=int, help="only this size in pixels, a multiple of 16")
     parser.add_argument("--steps", type=int, help="only this many steps")
@@ -76,6 +77,8 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--workers", type=int, help="processes; default one a core, on CUDA and with --host one")
     parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR", help="default: lab/results")
     args = parser.parse_args(argv)
+    if args.first < 0:
+        parser.error(f"--first is {args.first}; it must be 0 or more")
     if bool(args.images) != bool(args.masks):
         parser.error("--images and --masks belong together; give both folders")
     if args.size is not None and (args.size < 64 or args.size % 16):

@@ -347,10 +347,10 @@ def test_a_whole_run(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_a_run_adds_to_what_was_measured_of_the_same_model(weights: Path, tmp_path: Path) -> None:
     options = ["--weights", str(weights), "--out", str(tmp_path), "--dtype", "float32", "--device", "cpu"]
     options += ["--size", "64", "--steps", "1", "--workers", "1", "--only", "core"]
-    for rows, pictures in ((["telea"], "2"), (["crop"], "1")):
-        assert quality.main([*options, "--rows", *rows, "--pictures", pictures]) == 0
+    for row, first, pictures in (("telea", "0", "1"), ("crop", "0", "1"), ("telea", "1", "2")):
+        assert quality.main([*options, "--rows", row, "--first", first, "--pictures", pictures]) == 0
     content = json.loads((tmp_path / "quality.json").read_text())
-    assert len(content["environments"]) == 2 and not content["entrance"]
+    assert not content["entrance"]
     found = {(row["row"], row["pictures"]) for row in content["rows"] if row["group"] == "small"}
     assert found == {("dense", 2), ("telea", 2), ("crop", 1)}
     environment = {**next(iter(content["environments"].values())), "weights": {"other": "model"}}
@@ -408,6 +408,7 @@ def test_summary_is_the_mean_of_its_pictures() -> None:
         (["--images", "x"], "belong together"),
         (["--size", "100"], "multiple of 16"),
         (["--pictures", "0"], "more than 0"),
+        (["--first", "-1"], "0 or more"),
         (["--rows", "best"], "--rows names best"),
     ],
 )
