@@ -59,7 +59,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
         "--full", action="store_true", help="the published tables: 108 pictures a group, 8 and 20 steps"
     )
     parser.add_argument("--pictures", type=int, help="pictures a group of masks; default 24, with --full 108")
-    parser.add_argument("--first", type=int, default=0, help="begin with this picture of each group, after earlier runs")
+    parser.add_argument("--first", type=int, default=0, help="begin with this picture of each group")
     parser.add_argument("--minutes", type=float, help="stop after this long; default 18, with --full never")
     parser.add_argument("--size", type=int, help="only this size in pixels, a multiple of 16")
     parser.add_argument("--steps", type=int, help="only this many steps")
