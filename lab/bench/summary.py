@@ -89,8 +89,8 @@ def table_rows(results: Results) -> list[dict[str, Any]]:
 
 
 def _place(size: int, steps: int, group: str) -> tuple[int, int, int]:
-    """Where a table stands in the report: many steps first, then small pictures, then small masks."""
-    return -steps, size, list(GROUPS).index(group)
+    """Where a table stands in the report: many steps first, then large pictures, then small masks."""
+    return -steps, -size, list(GROUPS).index(group)
 
 
 def entrance(results: Results) -> list[dict[str, Any]]:
