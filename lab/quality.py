@@ -110,7 +110,8 @@ def main(argv: list[str] | None = None) -> int:
     args = arguments(argv)
     started = time.time()
     args.deadline = started + args.minutes * 60
-    weights = {path.name: record.fingerprint(path) for path in sorted(args.weights.glob("*.safetensors"))}
+    files = {path.name: record.fingerprint(path) for path in sorted(args.weights.glob("*.safetensors"))}
+    tuned = {row.tuned for row in ROWS.values()}
     results: list[dict[str, Any]] = []
     try:
         todo = list(jobs(args))
@@ -133,7 +134,8 @@ def main(argv: list[str] | None = None) -> int:
     environment = record.environment(
         args.device,
         args.dtype,
-        weights=weights,
+        weights={name: digest for name, digest in files.items() if name not in tuned},
+        tuned={name: digest for name, digest in files.items() if name in tuned},
         host=stated_version(find_hosts()[0]) if args.host else "",
         clock="busy" if args.busy else "wall",
         workers=args.workers,
