@@ -20,38 +20,39 @@ class Report(NamedTuple):
 
 REPORTS = {
     "HiLo-Token": Report(
-        "reports 3.13 / 2.59 / 1.67x a step at 6 / 16 / 35 % masks, no regression in a user study (arXiv 2606.13898)",
+        "the paper reports 3.13 / 2.59 / 1.67x a step at 6 / 16 / 35 % masks, and no regression in a user study (arXiv "
+        "2606.13898)",
         "Its 2 B model was fine-tuned and distilled on its own tokens; ours was tuned for CPU minutes. On so small a "
         "model at 256 px the grown edit region is half of the picture, so less is saved.",
     ),
     "HiLo-Token, untrained": Report(
-        "does not report it",
-        "A stock model has never seen coarse tokens, and takes them for a blurred part of the picture.",
+        "not in the paper",
+        "A stock model has never seen coarse tokens beside fine ones.",
     ),
     AUTO: Report(
-        "is none: this is the project's own default",
-        "One dense step shows the rest of the picture; its keys and values are kept and renewed.",
+        "no paper: this project's own default",
+        "The first step is dense; its keys and values of what is left out are kept, and renewed in turn.",
     ),
     "LazyDiffusion, untrained": Report(
-        "computes the mask alone, with a trained encoder of the context (arXiv 2404.12382)",
+        "the paper computes the mask alone, with a trained encoder of the context (arXiv 2404.12382)",
         "Without that encoder nothing of the rest is seen.",
     ),
     "ToDo": Report(
-        "reports up to 2x at common sizes, 4.5x at 2048 px, on a U-Net (arXiv 2402.13573)",
+        "the paper reports up to 2x at common sizes, 4.5x at 2048 px, on a U-Net (arXiv 2402.13573)",
         "It saves pairs in attention alone, and those are a small part of a transformer's step at this size; "
         "methods.md has 2048 px.",
     ),
     "SDTM": Report(
-        "reports 1.55x on SD3 and SD3.5 (CVPR 2025)",
+        "the paper reports 1.55x on SD3 and SD3.5 (CVPR 2025)",
         "It was judged by FID and CLIP over whole pictures; here every pixel of the mask is compared, on "
         "pictures whose details decide.",
     ),
     "DiffCR, untrained": Report(
-        "does not report it",
+        "not in the paper",
         "Layers that were not trained to be passed by miss the tokens that pass by.",
     ),
     "DiffCR": Report(
-        "reports up to 58 % fewer operations at equal quality (arXiv 2412.16822)",
+        "the paper reports up to 58 % fewer operations at equal quality (arXiv 2412.16822)",
         "Routers, ratios and a LoRA were trained for CPU minutes on a model of eight layers, of which none is spare.",
     ),
 }
@@ -82,7 +83,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> None:
             ),
         ]
     lines += ["\n## What the papers report, and why this differs\n"]
-    lines += [f"- **{system}**: the paper {one.paper}. {one.why}" for system, one in REPORTS.items()]
+    lines += [f"- **{system}**: {one.paper}. {one.why}" for system, one in REPORTS.items()]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

@@ -238,7 +238,7 @@ def test_ranks_find_what_they_are_named_for() -> None:
 def test_refresh_orders_follow_the_rank() -> None:
     case, vae = held_out_case("small", 1, 256), build_autoencoder().eval()
     orders = {}
-    for name in ("rolling_5_ends", *(f"rolling_5_late_{rank}" for rank in ("edges", "distance", "laplacian", "near"))):
+    for name in ("rolling_5_ends", *(f"rolling_5_ends_{rank}" for rank in ("edges", "distance", "laplacian", "near"))):
         run = compressed(ROWS[name], case, 8, vae, CPU)
         state = run.context.start(run.grid_plan, 8)
         orders[name] = tuple(state.ranked.tolist())  # type: ignore[attr-defined]
