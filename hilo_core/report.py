@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import torch
 
+from .grid import Grid
 from .plan import GridPlan, TokenPlan
 
 # Okabe-Ito colours, told apart by colour-blind people: left out, low, high, edit region (RGB, 8 bit).
@@ -72,11 +73,26 @@ def overlay(plan: TokenPlan, grid_plan: GridPlan) -> torch.Tensor:
     Returns:
         ``(1, H + legend, W, 3)`` float in [0, 1].
     """
-    grid = grid_plan.grid
+    tinted = tint(plan, grid_plan.grid, grid_plan.classes())
+    shown = np.concatenate([tinted, _legend(tinted.shape[1], grid_plan)])
+    return (torch.from_numpy(shown).float() / 255)[None]
+
+
+def tint(plan: TokenPlan, grid: Grid, of_tokens: np.ndarray) -> np.ndarray:
+    """The picture with every token tinted by its class, and the mask's outline.
+
+    Args:
+        plan: in pixels.
+        grid: of the tokens.
+        of_tokens: ``(rows, cols)`` uint8, their classes, see ``NAMES``.
+
+    Returns:
+        ``(H, W, 3)`` uint8.
+    """
     height, width = plan.size
     picture = (plan.image[0].clamp(0, 1) * 255).to(torch.uint8).numpy()
     side = (grid.cols * grid.token_px, grid.rows * grid.token_px)
-    tokens = cv2.resize(grid_plan.classes(), side, interpolation=cv2.INTER_NEAREST)
+    tokens = cv2.resize(of_tokens, side, interpolation=cv2.INTER_NEAREST)
     classes = np.zeros((height, width), dtype=np.uint8)
     area = grid.footprint
     inside = classes[area]
@@ -91,8 +107,7 @@ def overlay(plan: TokenPlan, grid_plan: GridPlan) -> torch.Tensor:
         if here.any():
             cv2.copyTo(cv2.LUT(picture, table.transpose(1, 0, 2)), here.astype(np.uint8), tinted)
     cv2.drawContours(tinted, mask_outline(plan), -1, (255, 255, 255), max(1, width // 512))
-    shown = np.concatenate([tinted, _legend(width, grid_plan)])
-    return (torch.from_numpy(shown).float() / 255)[None]
+    return tinted
 
 
 def legend(grid_plan: GridPlan) -> list[tuple[int, str, str]]:

@@ -17,9 +17,10 @@ from rich.table import Table
 from safetensors import SafetensorError
 from torch import Tensor
 
-from hilo_core import PRESETS, GridPlan, TokenPlan, composite, make_context, make_plan
+from hilo_core import PRESETS, TokenPlan, composite, make_context, make_plan
 from hilo_core.lowres import low_picture
-from hilo_core.report import NAMES, describe, overlay
+from hilo_core.outlook import Outlook, outlook
+from hilo_core.report import tint
 from lab import autoencoder, dit, host_demo, sampling
 from lab.compare import OnStep, Way, faster_dtype, psnr, race, timed
 from lab.figure import Panel, outlined, side_by_side
@@ -27,6 +28,16 @@ from lab.hilo import Compressed, grid_of
 from lab.inputs import InputError, Inputs, read_inputs
 
 CONTEXT = "auto"  # the default of HiLo Patch Model
+WORDS = {  # number of tokens, and how many of them a step renews or stand for them
+    "edit": "edit region {:,}",
+    "high": "high frequency {:,}",
+    "computed": "computed {:,}",
+    "low": "low frequency {1:,} for {0:,}",
+    "cached": "cached {:,}",
+    "pooled": "cached {:,} in {:,}",
+    "renewed": "cached {:,}, {:,} renewed",
+    "unseen": "left out {:,}",
+}
 FEATHER = 16  # and that of HiLo Unpack, in pixels
 
 
@@ -35,7 +46,8 @@ class Report:
     """What the demo measured.
 
     Attributes:
-        plan, grid_plan: what was kept.
+        plan: in pixels.
+        outlook: what a compressed step computes of it.
         dense, hilo: both ways with their times and pictures.
         planning: seconds, with encoding the low-frequency picture.
         dense_psnr, hilo_psnr: in the mask, against the source, in dB.
@@ -43,7 +55,7 @@ class Report:
     """
 
     plan: TokenPlan
-    grid_plan: GridPlan
+    outlook: Outlook
     dense: Way
     hilo: Way
     planning: float
@@ -71,10 +83,10 @@ def run(options: argparse.Namespace) -> Report:
     plan = make_plan(inputs.image.movedim(1, -1), inputs.mask[:, 0], PRESETS[options.preset])
     compressed = Compressed(plan, make_context(CONTEXT), low=_encoded_low(plan, models[1], device), steps=options.steps)
     planning = time.perf_counter() - started
-    grid_plan = compressed.grid_plan
-    dense = Way("dense", lambda source, noise: sampling.denoise, grid_plan.grid.count)
-    hilo = Way("HiLo", compressed.begin, min(grid_plan.tokens, grid_plan.grid.count))
-    console.print(f"\n{describe(plan, grid_plan)}\n")
+    look = outlook(plan, grid_of(plan), compressed.context, compressed.method)
+    dense = Way("dense", lambda source, noise: sampling.denoise, look.plan.grid.count)
+    hilo = Way("HiLo", compressed.begin, look.tokens)
+    console.print(f"\n{look.headline} with context {CONTEXT}\n")
 
     picture, mask = inputs.image.to(device), inputs.mask.to(device)
 
@@ -86,7 +98,7 @@ def run(options: argparse.Namespace) -> Report:
 
     race((dense, hilo), options.steps, paint, console)
     report = Report(
-        plan, grid_plan, dense, hilo, planning,
+        plan, look, dense, hilo, planning,
         dense_psnr=psnr(inputs.image, dense.picture, inputs.mask),
         hilo_psnr=psnr(inputs.image, hilo.picture, inputs.mask),
         between=psnr(dense.picture, hilo.picture, inputs.mask),
@@ -168,7 +180,7 @@ def _print(console: Console, report: Report) -> None:
 def _write(folder: Path, inputs: Inputs, report: Report) -> None:
     dense, hilo = report.dense, report.hilo
     source, dense_pixels, hilo_pixels = (_pixels(one) for one in (inputs.image, dense.picture, hilo.picture))
-    plan = _pixels(overlay(report.plan, report.grid_plan).movedim(-1, 1))
+    plan = tint(report.plan, report.outlook.plan.grid, report.outlook.classes())
     kept = f"{hilo.tokens:,} of {dense.tokens:,} tokens"
     faster = f"{_duration(hilo.step)} a step, {dense.step / hilo.step:.2f} times as fast"
     dense_lines, hilo_lines = (
@@ -176,7 +188,7 @@ def _write(folder: Path, inputs: Inputs, report: Report) -> None:
     )
     panels = [
         Panel(outlined(source, inputs.mask[0, 0].bool().numpy()), "Source", f"{inputs.share:.1%} masked"),
-        Panel(plan[: source.shape[0]], "Plan", kept, legend=_legend(report.grid_plan)),
+        Panel(plan, "Plan", kept, legend=_legend(report.outlook)),
         Panel(dense_pixels, "Dense", f"{_duration(dense.step)} a step", (dense_lines,)),
         Panel(hilo_pixels, "HiLo", faster, (hilo_lines, f"in the mask, against dense: {_decibel(report.between)}")),
     ]
@@ -199,13 +211,9 @@ def _run_host(console: Console, host: Path, inputs: Inputs, options: argparse.Na
     )
 
 
-def _legend(plan: GridPlan) -> dict[int, str]:
-    """A text for each class of token that occurs, see `hilo_core.report`."""
-    counts = np.bincount(plan.classes().ravel(), minlength=4)
-    texts = {kind: f"{NAMES[kind]} {counts[kind]:,}" for kind in (3, 2, 1, 0) if counts[kind]}
-    if plan.low:
-        texts[1] = f"{NAMES[1]} {len(plan.low):,} for {counts[1]:,}"
-    return texts
+def _legend(look: Outlook) -> dict[int, str]:
+    """A text for each class of token that occurs, see `Outlook.legend`."""
+    return {kind: WORDS[name].format(count, part) for kind, name, count, part in look.legend()}
 
 
 def _duration(seconds: float) -> str:
