@@ -2,14 +2,16 @@
 
 `python -m lab.speed end-to-end`. Each part is timed on its own in ComfyUI's real classes at the real models' widths,
 random weights. The transformers have few of their blocks, so a step is scaled: the time of each kind of block times the
-real number of them, plus the rest of the step as measured. The text encoder is left out: its result is kept between
-runs. Dense pays no planner and no paste. Writes end_to_end.json and end_to_end.md."""
+real number of them, plus the rest of the step as measured. A caching context's run has calls of several sorts, and its
+next run on the picture (`reuse`) others; they are summed as `cached_speed` does. The text encoder is left out: its
+result is kept between runs. Dense pays no planner and no paste. Writes end_to_end.json and end_to_end.md."""
 
 from __future__ import annotations
 
 import argparse
 import gc
 import statistics
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -19,13 +21,16 @@ from typing import Any
 import torch
 
 from lab.bench import record
+from lab.bench.cached_speed import ReusingModel
+from lab.bench.calls import calls, shortest
 from lab.bench.clock import Clock
 from lab.bench.host import pack
 from lab.bench.paper import END_TO_END_SPEEDUP
-from lab.bench.results import Bench, Content, Entry, Scene, common, in_order
+from lab.bench.results import Bench, Content, Entry, Scene, common, host_model, in_order
 from lab.bench.shapes import HostModel, randomise
 
 STEPS = 8
+NEXT = "{}, next seed"  # a run with the keys and values of an earlier one
 TARGETS = dict(zip(END_TO_END_SPEEDUP, (2.4, 2.0, 1.5), strict=True))
 
 # The real models' blocks by the name of their list.
@@ -92,20 +97,48 @@ def watched(transformer: torch.nn.Module, names: dict[str, int], clock: Clock) -
             hook.remove()
 
 
-def step_seconds(model: HostModel, names: dict[str, int], size: int, rounds: int, *run: Any) -> tuple[float, float]:
-    """A step as measured, and of the real number of blocks; the first of the steps does not count."""
+def call_seconds(model: HostModel, names: dict[str, int], size: int, count: int, *run: Any) -> list[float]:
+    """Seconds of each of `count` model calls, scaled to the real number of blocks."""
     with watched(model.transformer, names, model.clock) as blocks:
-        steps = model.run(size, rounds + 1, *run)[1:]
-    step = statistics.median(steps)
-    whole = rest = step
-    for name, count in names.items():
-        held = len(getattr(model.transformer, name))
-        one = statistics.median(blocks[name][held:])
-        rest -= held * one
-        whole += (count - held) * one
-    if rest < 0:
-        raise RuntimeError(f"the blocks of a step took longer than the step: {rest:.3f} s are left")
-    return step, whole
+        seconds = model.run(size, count, *run)
+    scaled = []
+    for place, call in enumerate(seconds):
+        whole = rest = call
+        for name, number in names.items():
+            held = len(getattr(model.transformer, name))
+            taken = sum(blocks[name][place * held : (place + 1) * held])
+            rest -= taken
+            whole += taken * (number - held) / held
+        if rest < 0:
+            raise RuntimeError(f"the blocks of a step took longer than the step: {rest:.3f} s are left")
+        scaled.append(whole)
+    return scaled
+
+
+def step_seconds(model: HostModel, names: dict[str, int], size: int, rounds: int, *run: Any) -> float:
+    """Median seconds of a step of the real number of blocks; the first one does not count."""
+    return statistics.median(call_seconds(model, names, size, rounds + 1, *run)[1:])
+
+
+def run_seconds(
+    model: ReusingModel, names: dict[str, int], size: int, rounds: int, plan: Any, context: Any
+) -> list[float]:
+    """Seconds of all steps of a run, and where the context keeps keys and values of a second one with those of the
+    first; both of the real number of blocks."""
+    grid = plan.on_grid(model.core().Grid.of_picture((size, size)), context.uses_low)
+    if not hasattr(context, "cache_place") or grid.dense:
+        return [STEPS * step_seconds(model, names, size, rounds, plan, context)]
+    _, count = shortest((context,), grid, STEPS)
+    short, whole = calls(context, grid, count), calls(context, grid, STEPS)
+    seconds: dict[str, list[float]] = defaultdict(list)
+    for _ in range(rounds):
+        model.reuse = pack("hilo_core.contexts.reuse").Reuse()
+        for expected in short:  # the first run, then again with what it has kept
+            for call, took in zip(expected, call_seconds(model, names, size, count, plan, context), strict=True):
+                seconds[call.sort].append(took)
+    model.reuse = None
+    cost = {sort: statistics.median(took) for sort, took in seconds.items()}
+    return [sum(cost[call.sort] for call in run) for run in whole]
 
 
 def timed_with_peak(clock: Clock, function: Callable[[], Any]) -> tuple[float, float]:
@@ -115,7 +148,7 @@ def timed_with_peak(clock: Clock, function: Callable[[], Any]) -> tuple[float, f
     return seconds[0], peak
 
 
-def measure(name: str, model: HostModel, args: argparse.Namespace, scene: Scene) -> list[Entry]:
+def measure(name: str, model: ReusingModel, args: argparse.Namespace, scene: Scene) -> list[Entry]:
     """One model of `BLOCKS` with its autoencoder at all sizes and ratios."""
     clock, names = args.clock, BLOCKS[name]
     core, decode = model.core(), pack("nodes.decode")
@@ -125,8 +158,8 @@ def measure(name: str, model: HostModel, args: argparse.Namespace, scene: Scene)
     for size in args.sizes:
         scenes = {ratio: scene(size, ratio) for ratio in args.ratios}
         plans = {ratio: core.make_plan(*scenes[ratio], preset) for ratio in args.ratios}
-        dense_measured, dense = step_seconds(model, names, size, args.rounds)
-        steps = {ratio: step_seconds(model, names, size, args.rounds, plans[ratio], context) for ratio in plans}
+        dense = step_seconds(model, names, size, args.rounds)
+        runs = {ratio: run_seconds(model, names, size, args.rounds, plans[ratio], context) for ratio in plans}
         vae = make(clock, args.dtype)
         with torch.inference_mode():
             picture = scenes[args.ratios[0]][0]
@@ -145,32 +178,24 @@ def measure(name: str, model: HostModel, args: argparse.Namespace, scene: Scene)
                     seconds, peak = timed_with_peak(clock, partial(decode.decode_region, vae, latent, plan))
                 planning = clock.median(partial(core.make_plan, *scenes[ratio], preset), 3)
                 paste = clock.median(partial(core.composite, plan, decoded, 16), 3)
-                parts = {
-                    "encode": encode,
-                    "plan": planning,
-                    "steps": STEPS * steps[ratio][1],
-                    "decode": seconds,
-                    "paste": paste,
-                }
                 whole = encode + STEPS * dense + decode_full
-                entries.append(
-                    {
-                        **common(model, args, size, ratio),
-                        "autoencoder": title,
-                        "dense_step_measured": dense_measured,
-                        "dense_step": dense,
-                        "hilo_step_measured": steps[ratio][0],
-                        "hilo_step": steps[ratio][1],
-                        "dense_decode": decode_full,
-                        "dense_decode_peak_mib": full_peak,
-                        "decode_peak_mib": peak,
-                        "dense_seconds": whole,
-                        "parts": parts,
-                        "hilo_seconds": sum(parts.values()),
-                        "speedup": whole / sum(parts.values()),
-                    }
-                )
-                print(f"{model.title}, {size} px, {ratio:.2%}: {entries[-1]['speedup']:.2f} x", flush=True)
+                for run, steps in zip((args.context, NEXT.format(args.context)), runs[ratio], strict=False):
+                    parts = {"encode": encode, "plan": planning, "steps": steps, "decode": seconds, "paste": paste}
+                    entries.append(
+                        {
+                            **common(model, args, size, ratio, context=run),
+                            "autoencoder": title,
+                            "dense_step": dense,
+                            "dense_decode": decode_full,
+                            "dense_decode_peak_mib": full_peak,
+                            "decode_peak_mib": peak,
+                            "dense_seconds": whole,
+                            "parts": parts,
+                            "hilo_seconds": sum(parts.values()),
+                            "speedup": whole / sum(parts.values()),
+                        }
+                    )
+                    print(f"{model.title}, {run}, {size} px, {ratio:.2%}: {entries[-1]['speedup']:.2f} x", flush=True)
         del vae
         gc.collect()
     return entries
@@ -183,9 +208,9 @@ def write(path: Path, content: Content) -> None:
         *record.provenance(content),
         f"\nVAE encode, plan, {STEPS} steps, decode (`region`), paste; against encode, {STEPS} dense steps and a full "
         "decode. Real widths, random weights. A step is scaled to the real model: the time of each kind of block times "
-        "their real number, and the rest as measured. No text encoder. *decode*: full / region, seconds and MiB at the "
-        "peak; a decoder that normalises over the whole picture (KL) decodes in full. Paper: its own 2 B model on an "
-        "A100, with a refiner.\n",
+        "their real number, and the rest as measured. No text encoder. *next seed*: with the keys and values of an "
+        "earlier run (`reuse`). *decode*: full / region, seconds and MiB at the peak; a decoder that normalises over "
+        "the whole picture (KL) decodes in full. Paper: its own 2 B model on an A100, with a refiner.\n",
     ]
     rows = [
         [
@@ -199,7 +224,7 @@ def write(path: Path, content: Content) -> None:
             f"{entry['dense_decode']:.1f} / {entry['parts']['decode']:.1f}",
             f"{entry['dense_decode_peak_mib']:.0f} / {entry['decode_peak_mib']:.0f}",
             f"{1000 * entry['parts']['paste']:.0f} ms",
-            f"{entry['dense_step'] / entry['hilo_step']:.2f}",
+            f"{STEPS * entry['dense_step'] / entry['parts']['steps']:.2f}",
             f"**{entry['speedup']:.2f}**",
             str(TARGETS.get(entry["mask"], "–")),
             str(END_TO_END_SPEEDUP.get(entry["mask"], "–")),
@@ -207,8 +232,10 @@ def write(path: Path, content: Content) -> None:
         for entry in in_order(content)
     ]
     head = ["model, autoencoder", "device", "px", "mask", "encode s", "plan", "steps s", "decode s", "decode MiB"]
-    lines.append(record.table([*head, "paste", "step", "end to end", "target", "paper"], rows))
+    lines.append(record.table([*head, "paste", "all steps", "end to end", "target", "paper"], rows))
     path.write_text("\n".join(lines) + "\n")
 
 
-BENCH = Bench("end_to_end", tuple(BLOCKS), measure, write)
+BENCH = Bench(
+    "end_to_end", tuple(BLOCKS), measure, write, make=partial(host_model, kind=ReusingModel), contexts=("auto", "low")
+)

@@ -122,5 +122,5 @@ def common(
 
 
 def in_order(content: Content) -> list[Entry]:
-    """The entries by model, size and mask."""
-    return sorted(content["entries"], key=lambda entry: (entry["model"], entry["size"], entry["mask"]))
+    """The entries by model, size, mask and context."""
+    return sorted(content["entries"], key=lambda entry: [entry[part] for part in ("model", "size", "mask", "context")])
