@@ -34,6 +34,7 @@ class Row:
         title: what the tables call it.
         kind: see `Kind`.
         other_seed: draw other noise than every other row.
+        samples: a dense row is the mean of so many pictures, each of its own noise.
         equal_to: spend what this other row spends on the same picture: a dense row takes fewer steps, a crop grows, or
             shrinks its pixels.
         steps: a dense row takes this share of the steps.
@@ -58,6 +59,7 @@ class Row:
     title: str
     kind: Kind = Kind.HILO
     other_seed: bool = False
+    samples: int = 1
     equal_to: str = ""
     steps: float = 1.0
     settings: PlanSettings = PRESETS["balanced"]
@@ -93,6 +95,7 @@ def other(system: str, title: str, **options: Any) -> Row:
     return Row(title, method=system.lower(), options=options, core=True, system=system, node=True)
 
 
+MEAN = "dense_mean"  # PSNR is highest for the mean of all plausible pictures, and Telea's is near it; a sample is not
 BALANCED = "hilo_balanced"
 AUTO = "HiLo Token, context auto"
 RANKED = {
@@ -109,6 +112,7 @@ ROWS: dict[str, Row] = {
     "telea": Row("Telea (OpenCV, no model)", Kind.TELEA, core=True, wide=True, entrance=True),
     "dense": Row("dense", Kind.DENSE, core=True, node=True, wide=True, entrance=True),
     "dense_other_seed": Row("dense, another seed (noise floor)", Kind.DENSE, other_seed=True, core=True, node=True),
+    MEAN: Row("dense, mean of eight samples", Kind.DENSE, samples=8, entrance=True),
     "fewer_steps": Row("fewer steps at equal cost", Kind.DENSE, equal_to=BALANCED, core=True, node=True),
     **{
         f"steps_{name}": Row(f"dense, {title} of the steps", Kind.DENSE, steps=share, core=True, wide=share < 0.5)

@@ -126,7 +126,9 @@ class LabRunner:
                 )
             share = done[row.equal_to].flops / done["dense"].flops if row.equal_to else row.steps
             steps = max(1, round(steps * share))
-            return self._paint(case, steps, None, case.seed + OTHER_SEED * row.other_seed)
+            seeds = [case.seed + OTHER_SEED * number for number in range(row.other_seed, row.other_seed + row.samples)]
+            painted = [self._paint(case, steps, None, seed) for seed in seeds]
+            return replace(painted[0], raw=np.mean([one.raw for one in painted], 0)) if row.samples > 1 else painted[0]
 
     def _tuned(self, name: str) -> tuple[LabRunner, dict[str, Any]]:
         """A runner of the model with a file's LoRA in its weights, and what the file brings for the method."""

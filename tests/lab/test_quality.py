@@ -151,7 +151,7 @@ def test_a_whole_run(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert {row["row"] for row in content["rows"]} == {"dense", *names}
     assert {row["group"] for row in content["rows"]} == set(GROUPS)
     assert all(row["pictures"] == 2 and row["passed"] is None for row in content["rows"])
-    assert len(read_json(tmp_path / "quality_pictures.json.gz")["pictures"]) == 2 * 3 * 5 + 10 * 3
+    assert len(read_json(tmp_path / "quality_pictures.json.gz")["pictures"]) == 2 * 3 * 5 + 10 * 4
     assert {line["kind"] for line in content["entrance"]} == set(KINDS)
     dense = next(row for row in content["rows"] if row["row"] == "dense")
     assert dense["delta_psnr"] == 0 and dense["flops_share"] == 1 and dense["dense_psnr_mask"] == metrics.CEILING
@@ -210,6 +210,7 @@ def test_summary_is_the_mean_of_its_pictures() -> None:
         return {**place, **means, **zones, **extra, "psnr_mask": psnr}
 
     results = [result("dense", 20 + case, case) for case in range(10)]
+    results += [result("dense_mean", 21 + case, case) for case in range(10)]
     results += [result("telea", 15 + case, case) for case in range(10)]
     results += [result("edit_only", 18 + case, case) for case in range(10)]
     rows = {row["row"]: row for row in table_rows(results)}
@@ -221,6 +222,10 @@ def test_summary_is_the_mean_of_its_pictures() -> None:
     assert line["over_telea"] == pytest.approx(5) and line["edit_only_cost"] == pytest.approx(2) and line["able"]
     blind = [{**entry, "psnr_mask": entry["psnr_mask"] + 1.5 * (entry["row"] == "edit_only")} for entry in results]
     assert not entrance(blind)[0]["able"], "a model that loses nothing without context cannot judge"
+    photographs = [{**entry, "kind": "photo"} for entry in results]
+    assert entrance(photographs)[0]["able"]
+    vague = [{**entry, "psnr_mask": entry["psnr_mask"] - 7 * (entry["row"] == "dense_mean")} for entry in photographs]
+    assert not entrance(vague)[0]["able"], "on photographs the mean of samples must hold against Telea"
 
 
 @pytest.mark.parametrize(
