@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from hilo_core.tuned import PREFIX, Tuned
 
 WEIGHTS = Path(__file__).parent / "weights" / "hilo_lab_fill.safetensors"
+DIFFCR_RATIOS = (0.25, 0.5, 0.75)  # that the model was tuned for, see lab.tune
 CONTEXT_TOKENS, CONTEXT_WIDTH, POOLED_WIDTH = 2, 1024, 64
 GUIDANCE = 3.5  # what ComfyUI feeds a Flux model unless told otherwise
 
@@ -159,6 +160,11 @@ def export_dit(state: dict[str, Tensor], path: Path = WEIGHTS, dtype: torch.dtyp
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({key: value.detach().to("cpu", dtype).contiguous() for key, value in to_flux(state).items()}, path)
+
+
+def diffcr_file(ratio: float) -> str:
+    """Name of the file that tunes the model for DiffCR, so many of whose tokens should pass by."""
+    return f"hilo_lab_diffcr_{100 * ratio:.0f}.safetensors"
 
 
 def wear(dit: FluxTransformer2DModel, tuned: Tuned) -> None:

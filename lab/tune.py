@@ -1,14 +1,15 @@
 """Tune the lab's model for a method: `python -m lab.tune hilo` or `python -m lab.tune diffcr`.
 
 `hilo` trains it on HiLo tokens, as the paper does, with a low-frequency patch embedding of its own. `diffcr` trains
-routers and ratios. Both train a LoRA (peft) beside, write their curve into lab/runs/tune_<method>, and one small file
+routers and ratios. Both train a LoRA (peft) beside, write their curve into a folder of lab/runs, and one small file
 that both hosts load (hilo_core/tuned.py).
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,7 @@ from hilo_core.methods.hilo import LowEmbedding
 from hilo_core.tuned import PREFIX, Tuned
 from lab import autoencoder, sampling
 from lab.autoencoder import encode, load_autoencoder
-from lab.bench.methods import plot
-from lab.dit import WEIGHTS, load_dit
+from lab.dit import WEIGHTS, diffcr_file, load_dit
 from lab.hilo import Compressed, grid_of
 from lab.layers import blocks_of, each_block
 from lab.masks import sample_mask
@@ -36,6 +36,7 @@ from lab.train import noise_levels
 
 BINS = torch.linspace(0, MOST, 10)
 TIMESTEPS = 8
+POOL, REUSE = 64, 8  # samples held, and how often each is trained on: drawing one costs more than a step on it
 RATIO_PACE = 10.0  # learning rate of DiffCR's ratios over that of everything else
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "proj_mlp", "proj_out", "net.0.proj", "net.2"]
 
@@ -59,15 +60,19 @@ class Sample:
             grid = grid_of(self.plan)
             if not self.plan.on_grid(grid).dense:  # a large mask leaves nothing to learn here
                 break
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
             self.source = encode(vae, images)
             small = low_picture(self.plan.image, self.plan.edit_region, grid, self.plan.settings.low_factor)
             self.low = encode(vae, small.movedim(-1, 1))
             self.condition = sampling.fill_condition(vae, images, mask.expand(batch, -1, -1, -1))
-        self.noise = torch.randn_like(self.source)
+        self.renoise()
         side = sampling.DOWNSCALE * sampling.PATCH
         self.painted = torch.nn.functional.max_pool2d(mask, side).flatten() > 0
         self.ids = sampling.grid_ids(grid.rows, grid.cols)
+
+    def renoise(self) -> None:
+        """Draw other noise."""
+        self.noise = torch.randn_like(self.source)
 
     def loss(self, predict: sampling.Denoise, dit: Any, sigma: Tensor) -> Tensor:
         """Mean squared error of the painted tokens' velocity at noise level `sigma`, a scalar."""
@@ -75,6 +80,17 @@ class Sample:
         velocity = predict(dit, torch.cat([noisy, self.condition], -1), self.ids, sigma.expand(len(noisy)))
         target = sampling.pack(self.noise - self.source)
         return (velocity - target)[:, self.painted].square().mean()
+
+
+def samples(vae: Any, rng: np.random.Generator, size: int, batch: int) -> Iterator[Sample]:
+    """A sample a step, without end, each with new noise; the oldest of `POOL` is replaced one step in `REUSE`."""
+    pool: list[Sample] = []
+    for step in count():
+        if step % REUSE == 0:
+            pool = [*pool, Sample(vae, rng, size, batch)][-POOL:]
+        sample = pool[rng.integers(len(pool))]
+        sample.renoise()
+        yield sample
 
 
 class TuneHiLo(nn.Module):
@@ -187,9 +203,11 @@ def main(argv: list[str] | None = None) -> Path:
     parser.add_argument("--every", type=int, default=200, help="steps between checkpoints")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--weights", type=Path, default=WEIGHTS.parent, help="where the model and its autoencoder are")
-    parser.add_argument("--out", type=Path, help="default: hilo_lab_<method>.safetensors beside the model")
+    parser.add_argument("--out", type=Path, help="default: hilo_lab_hilo or hilo_lab_diffcr_<target> beside the model")
     args = parser.parse_args(argv)
-    out = args.out or args.weights / f"hilo_lab_{args.method}.safetensors"
+    out = args.out or args.weights / (
+        "hilo_lab_hilo.safetensors" if args.method == "hilo" else diffcr_file(args.target)
+    )
     torch.manual_seed(args.seed)
     rng = np.random.default_rng(args.seed)
     dit: Any = load_dit(args.weights / WEIGHTS.name)
@@ -202,18 +220,9 @@ def main(argv: list[str] | None = None) -> Path:
     if ratio is not None:  # ratios must travel all the way from zero, each on the steps of its own timestep alone
         groups.append({"params": [ratio], "pace": RATIO_PACE})
     optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.98), weight_decay=0.0)
-    run = Run(f"tune_{args.method}", args.minutes, resume=False)
+    run = Run(out.stem, args.minutes, resume=False)
 
-    def checkpoint() -> None:
-        tuned = head.tuned(lora_of(dit))
-        tuned.save(out)
-        if tuned.routers is not None:
-            ratio = tuned.routers.ratio
-            plot({f"learned, mean {float(ratio.mean()):.2f}": ratio}, out.with_suffix(".png"))
-
-    running = True
-    while running:
-        sample = Sample(vae, rng, args.size, args.batch)
+    for sample in samples(vae, rng, args.size, args.batch):
         with torch.autocast("cpu", torch.bfloat16):
             loss, values = head.loss(dit, sample, noise_levels(1, torch.device("cpu")))
         optimizer.zero_grad()
@@ -225,7 +234,9 @@ def main(argv: list[str] | None = None) -> Path:
         running = run.advance()
         run.log(**values)
         if run.step % args.every == 0 or not running:
-            checkpoint()
+            head.tuned(lora_of(dit)).save(out)
+        if not running:
+            break
     return out
 
 

@@ -2,7 +2,8 @@
 
     python -m lab.bench.methods
 
-Writes hilo_core/methods/diffcr.json and a plot of the ratios that follow from it (layer x timestep)."""
+Writes hilo_core/methods/diffcr.json, a plot of the ratios that follow from it (layer x timestep), and one of the ratios
+that `lab.tune diffcr` has learned."""
 
 from __future__ import annotations
 
@@ -17,10 +18,11 @@ import torch
 from torch import Tensor
 
 from hilo_core.methods.diffcr import CALIBRATION, Changes
+from hilo_core.tuned import Tuned
 from lab import sampling
 from lab.autoencoder import load_autoencoder
 from lab.bench.cases import held_out_case
-from lab.dit import WEIGHTS, load_dit
+from lab.dit import DIFFCR_RATIOS, WEIGHTS, diffcr_file, load_dit
 from lab.layers import blocks_of, each_block
 
 matplotlib.use("Agg")
@@ -90,6 +92,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--weights", type=Path, default=WEIGHTS)
     parser.add_argument("--out", type=Path, default=CALIBRATION)
     parser.add_argument("--plot", type=Path, default=RESULTS / "diffcr_ratios.png")
+    parser.add_argument("--learned", type=Path, default=RESULTS / "diffcr_learned.png")
     args = parser.parse_args(argv)
     with torch.inference_mode():
         norms = changes(load_dit(args.weights), load_autoencoder(), args.pictures, args.size, args.steps)
@@ -104,6 +107,12 @@ def main(argv: list[str] | None = None) -> int:
     known = Changes.load(args.out)
     plot({f"calibrated, ratio {ratio:.2f}": known.ratios(ratio) for ratio in (0.25, 0.5, 0.75)}, args.plot)
     print(f"written to {args.out} and {args.plot}")
+    files = {ratio: args.weights.parent / diffcr_file(ratio) for ratio in DIFFCR_RATIOS}
+    routers = {ratio: Tuned.load(path).routers for ratio, path in files.items() if path.is_file()}
+    learned = {ratio: one.ratio for ratio, one in routers.items() if one is not None}
+    if learned:
+        plot({f"{ratio} wanted, {float(one.mean()):.2f} learned": one for ratio, one in learned.items()}, args.learned)
+        print(f"learned ratios drawn in {args.learned}")
     return 0
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from hilo_core import CONTEXTS, PRESETS, PlanSettings
 from hilo_core.schedule import Schedule
 from lab.bench.ranks import RANKS, SOBEL
+from lab.dit import DIFFCR_RATIOS, diffcr_file
 
 # What the study's rows share with the balanced preset, so that they differ in one thing at a time. A share of the
 # tokens, not a threshold, decides how many are added, so that edges and random tokens cost the same.
@@ -291,15 +292,18 @@ ROWS: dict[str, Row] = {
         f"diffcr_{part:.0%}"[:-1]: replace(
             other("DiffCR", f"DiffCR, ratio {part}, untrained", ratio=part), system="DiffCR, untrained"
         )
-        for part in (0.25, 0.5, 0.75)
+        for part in DIFFCR_RATIOS
     },
-    "diffcr_tuned": Row(
-        "DiffCR, learned ratios",
-        method="diffcr",
-        tuned="hilo_lab_diffcr.safetensors",
-        core=True,
-        system="DiffCR",
-    ),
+    **{
+        f"diffcr_tuned_{part:.0%}"[:-1]: Row(
+            f"DiffCR, learned ratios, {part} wanted",
+            method="diffcr",
+            tuned=diffcr_file(part),
+            core=True,
+            system="DiffCR",
+        )
+        for part in DIFFCR_RATIOS
+    },
 }
 
 

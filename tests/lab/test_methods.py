@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from hilo_core import make_context, make_method, make_plan
-from hilo_core.methods.diffcr import Changes
+from hilo_core.methods.diffcr import Changes, Routers
+from hilo_core.tuned import Tuned
 from lab import sampling
 from lab.autoencoder import build_autoencoder, export_autoencoder
 from lab.bench import methods as calibration
@@ -19,7 +20,7 @@ from lab.bench.cases import held_out_case
 from lab.bench.clock import Clock
 from lab.bench.rows import ROWS
 from lab.bench.runners import LabRunner
-from lab.dit import export_dit
+from lab.dit import diffcr_file, export_dit
 from lab.hilo import Compressed
 
 OTHERS = [name for name, row in ROWS.items() if row.method != "hilo" and not row.tuned]
@@ -37,6 +38,9 @@ def runner(tiny_dit: Callable[..., Any]) -> LabRunner:
 def test_every_system_has_three_settings() -> None:
     for method in ("lazy", "todo", "sdtm", "diffcr"):
         assert len([name for name in OTHERS if ROWS[name].method == method]) == 3
+    for method in ("hilo", "diffcr"):
+        tuned = [row for row in ROWS.values() if row.tuned and row.method == method]
+        assert len({(row.tuned, row.settings) for row in tuned}) == 3
 
 
 @pytest.mark.parametrize("name", OTHERS)
@@ -89,16 +93,20 @@ def test_calibration_measures_what_a_layer_changes(
         dit.single_transformer_blocks[1].proj_out.bias.zero_()
     export_dit(dit.state_dict(), tmp_path / "dit.safetensors", torch.float32)
     torch.manual_seed(0)
+    Tuned({}, routers=Routers(torch.zeros(3, 128), torch.zeros(3), torch.full((3, 8), 0.4))).save(
+        tmp_path / diffcr_file(0.5)
+    )
     export_autoencoder(build_autoencoder().state_dict(), tmp_path / "vae.safetensors")
     load = calibration.load_autoencoder
     monkeypatch.setattr(calibration, "load_autoencoder", lambda: load(tmp_path / "vae.safetensors"))
     options = {"pictures": 1, "size": 128, "steps": 2, "weights": tmp_path / "dit.safetensors",
-               "out": tmp_path / "norms.json", "plot": tmp_path / "ratios.png"}  # fmt: skip
+               "out": tmp_path / "norms.json", "plot": tmp_path / "ratios.png",
+               "learned": tmp_path / "learned.png"}  # fmt: skip
     assert calibration.main([part for key, value in options.items() for part in (f"--{key}", str(value))]) == 0
     norms = Changes.load(tmp_path / "norms.json").norms
     assert norms.shape == (3, 2, calibration.QUANTILES)
     assert (norms[:2] > 0.001).all() and not norms[2].any(), "the last layer changes nothing"
     assert (norms.diff(dim=-1) >= 0).all()
     assert (Changes(norms).ratios(0.3)[2] > 0.85).all(), "it is the one to pass by"
-    assert (tmp_path / "ratios.png").stat().st_size > 1000
+    assert (tmp_path / "ratios.png").stat().st_size > 1000 and (tmp_path / "learned.png").stat().st_size > 1000
     assert "held-out" in json.loads((tmp_path / "norms.json").read_text())["measured"]

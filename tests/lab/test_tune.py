@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,16 @@ def test_ratios_learn_through_their_two_nearest_bins(weights: Path, sample: tune
         head.ratio.fill_(0.0)
         none = head.loss(dit, sample, sigma)[1]["loss"]
     assert on_bin == pytest.approx(near, rel=1e-4) and on_bin != none
+
+
+def test_samples_are_used_again_with_other_noise(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tune, "REUSE", 2)
+    monkeypatch.setattr(tune, "POOL", 2)
+    vae = tune.load_autoencoder(weights / "hilo_lab_vae.safetensors")
+    drawn = islice(tune.samples(vae, np.random.default_rng(0), 128, 1), 6)
+    found = [(sample, sample.noise) for sample in drawn]
+    assert 1 < len({id(sample) for sample, _ in found}) <= 3, "two steps a sample, the oldest goes"
+    assert not torch.equal(found[0][1], found[1][1])
 
 
 def test_the_trainings_command_line_leads_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
