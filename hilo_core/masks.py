@@ -60,7 +60,7 @@ def dilate(mask: np.ndarray, pixels: int) -> np.ndarray:
 def feather(edit_region: np.ndarray, mask: np.ndarray, pixels: int) -> np.ndarray:
     """Blend weights that rise from the border of the edit region inwards.
 
-    The ramp never eats into the mask: where the dilation band is narrower than ``pixels``, the ramp is steeper.
+    The ramp is level at both ends (smoothstep), so that neither shows as a line. It never eats into the mask: where the dilation band is narrower than ``pixels``, the ramp is steeper.
 
     Args:
         edit_region: ``(H, W)`` bool, the dilated mask.
@@ -75,6 +75,7 @@ def feather(edit_region: np.ndarray, mask: np.ndarray, pixels: int) -> np.ndarra
     to_outside = cv2.distanceTransform(edit_region.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5)
     to_mask = cv2.distanceTransform((~mask).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5)
     ramp = np.clip(to_outside / np.minimum(pixels, np.maximum(to_outside + to_mask, 1e-6)), 0.0, 1.0)
+    ramp = ramp * ramp * (3.0 - 2.0 * ramp)
     ramp[~edit_region] = 0.0
     ramp[mask] = 1.0
     return ramp.astype(np.float32)

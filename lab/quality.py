@@ -1,7 +1,8 @@
 """The quality bench: does computing fewer tokens change what an artist gets? `python -m lab.quality`
 
 Every row paints the same held-out pictures, under the same masks, from the same noise. Writes quality.json, quality.md
-and two plots into lab/results, PASS or FAIL a row by the rule of `lab.bench.verdict`.
+and plots into lab/results (quality_images and quality_host with those options), PASS or FAIL a row by the rule of
+`lab.bench.verdict`.
 """
 
 from __future__ import annotations
@@ -141,7 +142,7 @@ def main(argv: list[str] | None = None) -> int:
         workers=args.workers,
         minutes=(time.time() - started) / 60,
     )
-    name = "quality_host" if args.host else "quality"
+    name = "quality" + "_images" * bool(args.images) + "_host" * args.host
     measured = args.out / f"{name}_pictures.json.gz"
     before = {} if args.images else summary.still_valid(record.read_json(measured), environment)
     pictures = record.merge(before, environment, "pictures", summary.KEY, results)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from skimage.color import deltaE_cie76, rgb2lab
+from skimage.color import rgb2lab
 from skimage.metrics import structural_similarity
 
 from hilo_core.masks import dilate
@@ -48,17 +48,32 @@ def seam(picture: np.ndarray, mask: np.ndarray) -> tuple[float, float]:
     Returns:
         The mean colour step (CIE76 Delta E in Lab) and the mean squared step of lightness (gradient energy).
     """
-    lab = rgb2lab(picture)
-    inside, outside = [], []
-    for axis in (0, 1):
-        before, after = (np.take(lab, span, axis) for span in _neighbours(lab.shape[axis]))
-        crossing = np.diff(mask, axis=axis)
-        inside.append(before[crossing])
-        outside.append(after[crossing])
-    first, second = np.concatenate(inside), np.concatenate(outside)
-    if not len(first):
+    steps = _across(picture, mask)
+    if not len(steps):
         return float("nan"), float("nan")
-    return float(deltaE_cie76(first, second).mean()), float(np.square(first[:, 0] - second[:, 0]).mean())
+    return float(np.linalg.norm(steps, axis=-1).mean()), float(np.square(steps[:, 0]).mean())
+
+
+def seam_error(picture: np.ndarray, truth: np.ndarray, mask: np.ndarray) -> float:
+    """How far the colour steps across the mask's contour are from the true picture's, pair by pair: mean Delta E.
+
+    Unlike the mean step, it counts a step that is missing, where texture was washed out, as it counts one too many.
+    """
+    wrong = _across(picture, mask) - _across(truth, mask)
+    return float(np.linalg.norm(wrong, axis=-1).mean()) if len(wrong) else float("nan")
+
+
+def _across(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Colour steps (n, 3) in Lab of all pairs of neighbours that the mask's contour parts, inside less outside."""
+    lab = rgb2lab(picture)
+    steps = []
+    for axis in (0, 1):
+        before, after = _neighbours(lab.shape[axis])
+        crossing = np.diff(mask, axis=axis)
+        step = np.take(lab, before, axis)[crossing] - np.take(lab, after, axis)[crossing]
+        outwards = np.where(np.take(mask, before, axis)[crossing], 1, -1)
+        steps.append(step * outwards[:, None])
+    return np.concatenate(steps)
 
 
 def grid_energy(picture: np.ndarray, truth: np.ndarray, mask: np.ndarray) -> tuple[float, float]:

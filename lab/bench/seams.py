@@ -1,19 +1,19 @@
 """Does one see where the edit was pasted? `python -m lab.bench.seams --pictures 10`
 
-Colour step and gradient energy across the contour of the mask and of the edit region, for every way of HiLo Unpack to
-paste: the dense result decoded in full, HiLo's (context auto, as the nodes have it) decoded by region. Against crops
-blended back as Inpaint Crop and Stitch does, with its default context and in HiLo's time. Masks are scattered or
-elongated, of the paper's three sizes in turn. Each once as the lab's model made it and once with a drift of brightness
-put on the generated pixels, which models trained by others show and the lab's small one does not. Writes seams.json and
-seams.md; another size joins what is there, other weights replace it."""
+Colour step and gradient energy across the contour of the mask and across the border of the edit region, where it was
+pasted, and how far each step is from the true picture's own. For every way of HiLo Unpack to paste: the dense result
+decoded in full, HiLo's (context auto, as the nodes have it) decoded by region. Against crops blended back as Inpaint
+Crop and Stitch does, with its default context and in HiLo's time. Masks are scattered or elongated, of the paper's
+three sizes in turn. Each once as the lab's model made it and once with a drift of brightness put on the generated
+pixels, which models trained by others show and the lab's small one does not. Writes seams.json and seams.md; another
+size joins what is there, other weights replace it."""
 
 from __future__ import annotations
 
 import argparse
-from collections import defaultdict
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -29,7 +29,7 @@ from lab import autoencoder, dit
 from lab.bench import record
 from lab.bench.cases import Case, held_out_case
 from lab.bench.clock import Clock
-from lab.bench.metrics import seam
+from lab.bench.metrics import seam, seam_error
 from lab.bench.rows import ROWS, Row
 from lab.bench.runners import LabRunner, Outcome
 from lab.bench.verdict import interval
@@ -52,6 +52,7 @@ ROWS_RUN: dict[str, Row] = {
 }
 PLAIN = "dense, feather"  # what the others are compared with
 STITCHED = f"{CROP}, stitched"
+CONTOURS = ("mask", "border")
 KEY = ("size", "masks", "way")
 
 
@@ -132,17 +133,31 @@ def pasted(case: Case, raw: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return pictures
 
 
-def measure(case: Case, pictures: dict[str, np.ndarray]) -> dict[str, tuple[float, float]]:
-    """The colour step beyond the true picture's own (Delta E) and the gradient energy relative to it, the worse of the
-    two contours each."""
-    contours = [case.mask, dilate(case.mask, PRESETS["balanced"].dilation)]
-    true = [seam(case.image, contour) for contour in contours]
-    values = {}
+class Seam(NamedTuple):
+    """What is seen across one contour.
+
+    Attributes:
+        step: mean colour step beyond the true picture's own, in Delta E.
+        gradient: gradient energy relative to the true picture's.
+        error: mean distance of each colour step from the true picture's, in Delta E.
+    """
+
+    step: float
+    gradient: float
+    error: float
+
+
+def measure(case: Case, pictures: dict[str, np.ndarray]) -> dict[str, dict[str, Seam]]:
+    """For each way to paste the seams across `CONTOURS`."""
+    contours = dict(zip(CONTOURS, (case.mask, dilate(case.mask, PRESETS["balanced"].dilation)), strict=True))
+    true = {name: seam(case.image, contour) for name, contour in contours.items()}
+    values: dict[str, dict[str, Seam]] = {}
     for title, picture in pictures.items():
-        found = [seam(picture, contour) for contour in contours]
-        steps = [step - own for (step, _), (own, _) in zip(found, true, strict=True)]
-        ratios = [edge / max(own, 1e-6) for (_, edge), (_, own) in zip(found, true, strict=True)]
-        values[title] = (float(np.nanmax(steps)), float(np.nanmax(ratios)))
+        values[title] = {}
+        for name, contour in contours.items():
+            (step, energy), (own_step, own_energy) = seam(picture, contour), true[name]
+            error = seam_error(picture, case.image, contour)
+            values[title][name] = Seam(step - own_step, energy / max(own_energy, 1e-6), error)
     return values
 
 
@@ -154,16 +169,15 @@ def drifted(case: Case, raw: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def entries(masks: str, size: int, cases: list[Case], painted: list[Painted]) -> list[record.Entry]:
     """One entry a way, over all cases of a mask shape."""
-    found: dict[str, dict[str, list[tuple[float, float]]]] = {"made": defaultdict(list), "drift": defaultdict(list)}
-    for case, one in zip(cases, painted, strict=True):
-        for kind, raw in (("made", one.raw), ("drift", drifted(case, one.raw))):
-            for way, values in measure(case, pasted(case, raw)).items():
-                found[kind][way].append(values)
-    steps = {way: np.array([step for step, _ in values]) for way, values in found["made"].items()}
-    away = {way: np.abs(np.log([ratio for _, ratio in values])) for way, values in found["made"].items()}
+    made = [measure(case, pasted(case, one.raw)) for case, one in zip(cases, painted, strict=True)]
+    drift = [measure(case, pasted(case, drifted(case, one.raw))) for case, one in zip(cases, painted, strict=True)]
     seconds = {name: sum(one.seconds[name] for one in painted) for name in ROWS_RUN}
 
-    def over(difference: np.ndarray) -> list[float]:
+    def column(found: list[dict[str, dict[str, Seam]]], way: str, contour: str, what: str) -> np.ndarray:
+        return np.array([getattr(one[way][contour], what) for one in found])
+
+    def over(way: str, contour: str, other: str) -> list[float]:
+        difference = column(made, way, contour, "error") - column(made, other, contour, "error")
         return [float(difference.mean()), *interval(difference)]
 
     return [
@@ -173,19 +187,19 @@ def entries(masks: str, size: int, cases: list[Case], painted: list[Painted]) ->
             "way": way,
             "pictures": len(cases),
             "time": seconds[_row_of(way)] / seconds["dense"],
-            "over_dense": over(steps[way] - steps[PLAIN]),
-            "over_crop": over(steps[way] - steps[STITCHED]),
-            "away": float(away[way].mean()),
-            "away_over_crop": over(away[way] - away[STITCHED]),
             **{
-                kind: {
-                    "step": float(np.mean([step for step, _ in ways[way]])),
-                    "gradient": float(np.median([ratio for _, ratio in ways[way]])),
+                contour: {
+                    "step": float(column(made, way, contour, "step").mean()),
+                    "gradient": float(np.median(column(made, way, contour, "gradient"))),
+                    "error": float(column(made, way, contour, "error").mean()),
+                    "over_dense": over(way, contour, PLAIN),
+                    "over_crop": over(way, contour, STITCHED),
+                    "drift_error": float(column(drift, way, contour, "error").mean()),
                 }
-                for kind, ways in found.items()
+                for contour in CONTOURS
             },
         }
-        for way in steps
+        for way in made[0]
     ]
 
 
@@ -237,15 +251,16 @@ def report(content: record.Content) -> str:
         f"\nHeld-out pictures, {STEPS} steps, preset balanced; weights "
         f"{', '.join(f'{name} {digest}' for name, digest in weights.items())}. The dense result is decoded in full, "
         "HiLo's by region. *time*: of sampling, relative to dense; the crop in equal time grows, or shrinks its "
-        "pixels, to as many tokens as take HiLo's time. *step*: mean colour step across the contour in Delta E "
-        "(CIE76), less the true picture's own there. *gradient*: gradient energy across it relative to the true "
-        "picture's, the median; *away*: the mean distance of its logarithm from 0. A negative step and a gradient "
-        "below 1 are no merit: texture was washed out there. *over dense, over crop*: less that of "
-        f"*{PLAIN}* and of *{STITCHED}* on the same pictures, with the paired bootstrap 95 % interval. Each the worse "
-        f"of two contours, the mask's and the edit region's. *drift*: the generated pixels times {DRIFT[0]} plus "
-        f"{DRIFT[1]}.\n",
+        "pixels, to as many tokens as take HiLo's time. Across two contours, the mask's and the *border* of the edit "
+        "region, where it was pasted: *step*, mean colour step in Delta E (CIE76) less the true picture's own; "
+        "*gradient*, gradient energy over the true picture's, the median; *error*, mean distance of each colour step "
+        "from the true picture's. A negative step and a gradient below 1 are no merit: texture was washed out, and "
+        f"*error* counts it. *over dense, over crop*: the error less that of *{PLAIN}* and of *{STITCHED}* on the same "
+        "pictures, with the paired bootstrap 95 % interval. *drift*: the error where the generated pixels were taken "
+        f"times {DRIFT[0]} plus {DRIFT[1]}.\n",
     ]
-    head = ["", "time", "step", "over dense", "over crop", "gradient", "away", "over crop", "drift: step", "gradient"]
+    columns = ("gradient", "error", "over dense", "over crop", "drift")
+    head = ["", "time", *(part for name in CONTOURS for part in (f"{name}: step", *columns))]
     for size, masks in dict.fromkeys((entry["size"], entry["masks"]) for entry in content["entries"]):
         found = [entry for entry in content["entries"] if (entry["size"], entry["masks"]) == (size, masks)]
         lines.append(f"## {size} px, {masks} masks, {found[0]['pictures']} pictures\n")
@@ -253,19 +268,23 @@ def report(content: record.Content) -> str:
             [
                 entry["way"],
                 f"{entry['time']:.0%}",
-                f"{entry['made']['step']:.2f}",
-                _difference(entry["over_dense"]) if entry["way"] != PLAIN else "–",
-                _difference(entry["over_crop"]) if entry["way"] != STITCHED else "–",
-                f"{entry['made']['gradient']:.2f}",
-                f"{entry['away']:.2f}",
-                _difference(entry["away_over_crop"]) if entry["way"] != STITCHED else "–",
-                f"{entry['drift']['step']:.2f}",
-                f"{entry['drift']['gradient']:.2f}",
+                *(cell for name in CONTOURS for cell in _cells(entry["way"], entry[name])),
             ]
             for entry in found
         ]
         lines.append(record.table(head, rows))
     return "\n".join(lines)
+
+
+def _cells(way: str, seam: dict[str, Any]) -> list[str]:
+    return [
+        f"{seam['step']:+.2f}",
+        f"{seam['gradient']:.2f}",
+        f"{seam['error']:.2f}",
+        _difference(seam["over_dense"]) if way != PLAIN else "–",
+        _difference(seam["over_crop"]) if way != STITCHED else "–",
+        f"{seam['drift_error']:.2f}",
+    ]
 
 
 def _difference(values: list[float]) -> str:
