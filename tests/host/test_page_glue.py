@@ -98,6 +98,33 @@ def test_every_sentence_is_translated_with_its_numbers() -> None:
         assert f'"{sentence}"' in joined, f"no longer said: {sentence}"
 
 
+@pytest.mark.parametrize("language", MESSAGES)
+def test_every_language_has_the_whole_help(language: str) -> None:
+    """The page asks for `<node>/<language>.md`, then for `<node>.md`; the pictures of both it seeks in `docs`."""
+    docs = ROOT / "web" / "docs"
+    english, own = (
+        json.loads((ROOT / "locales" / name / "nodeDefs.json").read_text(encoding="utf-8")) for name in ("en", language)
+    )
+    assert {file.stem for file in docs.glob("*.md")} == english.keys() == own.keys()
+    for page, words in own.items():
+        model = (docs / f"{page}.md").read_text(encoding="utf-8")
+        file = docs / f"{page}.md" if language == "en" else docs / page / f"{language}.md"
+        text = file.read_text(encoding="utf-8")
+        # Table rows, headings, points of lists, pictures, and the figures, which a sentence may bring in another order.
+        for part in (r"^\|", r"^#+ ", r"^- ", r"!\[.*?\]\((.*?)\)", r"\d+(?:\.\d+)?"):
+            ours, theirs = (sorted(re.findall(part, one, re.MULTILINE)) for one in (text, model))
+            assert ours == theirs, f"{file.relative_to(docs)} differs from the English page in {part}"
+        for picture in re.findall(r"!\[.*?\]\((.*?)\)", text):
+            assert (docs / picture).is_file(), f"{file.relative_to(docs)} shows {picture}, which is not there"
+        first_cells = "\n".join(row.split("|")[1] for row in text.splitlines() if row.startswith("|"))
+        outputs = {entry["name"]: words["outputs"][slot] for slot, entry in english[page]["outputs"].items()}
+        assert words["inputs"].keys() == english[page]["inputs"].keys()
+        for name, entry in [*words["inputs"].items(), *outputs.items()]:
+            shown = f"**{entry['name']}**"
+            ways = [shown] if entry["name"] == name else [f"{shown}（{name}）", f"{shown} ({name})"]
+            assert any(way in first_cells for way in ways), f"{file.relative_to(docs)} does not explain {name}"
+
+
 def patched(pack: ModuleType, job: Job, model: Any, **widgets: Any) -> Any:
     """HiLo Patch Model as the page's node 7 runs it."""
     patcher = node(pack, "HiLoPatchModel")
