@@ -9,7 +9,6 @@ import numpy as np
 import skimage.data
 from sklearn.datasets import load_sample_image
 
-from lab.leaves import leaves
 from lab.procedural import KINDS as PROCEDURAL
 
 HELD_OUT_SEED = 2**31  # seeds from here on are for benches; training draws below
@@ -58,11 +57,6 @@ def varied(rng: np.random.Generator, crop: np.ndarray) -> np.ndarray:
     turned = np.rot90(crop, int(rng.integers(4)))[..., rng.permutation(3)]
     tones = 255 * np.linspace(0, 1, 256) ** np.exp(rng.normal(0, 0.35)) * rng.uniform(0.6, 1)
     return cv2.LUT(np.ascontiguousarray(turned), np.round(tones).astype(np.uint8))
-
-
-def leaf_picture(rng: np.random.Generator, size: int) -> np.ndarray:
-    """Dead leaves in a training photograph's colours: what training adds to the few photographs there are."""
-    return varied(rng, leaves(rng, size, photograph(str(rng.choice(TRAIN_PHOTOS)))))
 
 
 def picture(kind: str, seed: int, size: int = 256) -> np.ndarray:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from lab.autoencoder import DOWNSCALE, encode
 from lab.masks import sample_mask
-from lab.pictures import HELD_OUT_SEED, KINDS, leaf_picture, picture
+from lab.pictures import HELD_OUT_SEED, KINDS, picture
 from lab.sampling import PATCH, fill_condition, pack
 
 MASKS_PER_PICTURE = 2
@@ -26,10 +26,7 @@ def to_tensor(pictures: list[np.ndarray]) -> Tensor:
 
 
 def draw(rng: np.random.Generator, size: int, photo_share: float) -> np.ndarray:
-    """One training picture: with `photo_share` a photograph or, as often, dead leaves; else a drawn kind."""
-    if rng.random() < photo_share / 2:
-        return leaf_picture(rng, size)
-    photo_share = photo_share / 2 / (1 - photo_share / 2)
+    """One training picture: a photograph with probability `photo_share`, else any procedural kind."""
     kind = "photo" if rng.random() < photo_share else str(rng.choice(KINDS[:-1]))
     return picture(kind, int(rng.integers(HELD_OUT_SEED)), size)
 
@@ -54,7 +51,7 @@ class ReplayPool:
         self.written = 0
 
     @torch.no_grad()
-    def refresh(self, pictures: int, photo_share: float = 0.5) -> None:
+    def refresh(self, pictures: int, photo_share: float = 0.35) -> None:
         """Encode new pictures, each with two masks, over the oldest entries."""
         for _ in range(pictures):
             images = to_tensor([draw(self.rng, self.size, photo_share)]).to(self.device)

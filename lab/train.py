@@ -19,15 +19,13 @@ from torch.optim.swa_utils import AveragedModel
 from lab import autoencoder
 from lab import dit as transformer
 from lab.autoencoder import build_autoencoder, decode, encode, export_autoencoder, load_autoencoder
-from lab.dit import CONTEXT_TOKENS, CONTEXT_WIDTH, GUIDANCE, POOLED_WIDTH, build_dit, export_dit, load_dit
+from lab.dit import CONTEXT_TOKENS, CONTEXT_WIDTH, GUIDANCE, POOLED_WIDTH, build_dit, export_dit
 from lab.judge import judge
 from lab.optimize import Optimizers, moving_average
 from lab.pictures import HELD_OUT_SEED, KINDS, picture
 from lab.replay import MASKS_PER_PICTURE, ReplayPool, draw, to_tensor
 from lab.run import Run
 from lab.sampling import grid_ids
-
-LARGE_FROM = 0.6  # of a training; from here on some pictures are larger
 
 
 def crops(rng: np.random.Generator, image: np.ndarray, size: int, count: int) -> list[np.ndarray]:
@@ -93,9 +91,9 @@ def noise_levels(batch: int, device: torch.device) -> Tensor:
 
 
 def side_factor(progress: float, step: int) -> int:
-    """How many times `--size` the pictures of a step are wide: 1, and late in training also 2 and 3, so that the model
+    """How many times `--size` the pictures of a step are wide: 1, and late in the run also 2 and 3, so that the model
     knows distances and numbers of tokens beyond those that most of its training can afford."""
-    if progress < LARGE_FROM or step % 4:
+    if progress < 0.6 or step % 4:
         return 1
     return 2 if step % 8 else 3
 
@@ -120,7 +118,7 @@ def train_dit(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed + run.step)
     rng = np.random.default_rng([args.seed, run.step])
     vae = load_autoencoder(args.weights / autoencoder.WEIGHTS.name).to(args.device)
-    dit = (load_dit(args.start).requires_grad_().train() if args.start else build_dit()).to(args.device)
+    dit = build_dit().to(args.device)
     inner = ("transformer_blocks.", "single_transformer_blocks.")
     optimizer = Optimizers(dit, hidden=lambda n: n.startswith(inner) and ".linear." not in n, lr=args.lr)
     average = AveragedModel(dit, multi_avg_fn=moving_average)
@@ -142,7 +140,7 @@ def train_dit(args: argparse.Namespace) -> None:
 
     running, owed = True, 0.0
     while running:
-        factor = side_factor(LARGE_FROM if args.start else run.progress, run.step)
+        factor = side_factor(run.progress, run.step)
         pool, batch, grid = pools[factor], batches[factor], factor * args.size // 16
         # a pool fills quickly at first; then an entry is replaced after it was used about `reuse` times
         hurry = 4 if pool.written < pool.capacity // 4 else 1
@@ -179,7 +177,6 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("model", choices=("autoencoder", "dit"))
     parser.add_argument("--minutes", type=float, default=25, help="length of the whole run, over all resumes")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
-    parser.add_argument("--start", type=Path, metavar="FILE", help="dit: begin with these weights, not from nothing")
     parser.add_argument("--size", type=int, help="side of the training pictures: 64 (autoencoder) or 256 pixels (dit)")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--lr", type=float, default=1e-3)
