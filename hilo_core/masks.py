@@ -60,7 +60,8 @@ def dilate(mask: np.ndarray, pixels: int) -> np.ndarray:
 def feather(edit_region: np.ndarray, mask: np.ndarray, pixels: int) -> np.ndarray:
     """Blend weights that rise from the border of the edit region inwards.
 
-    The ramp is level at both ends (smoothstep), so that neither shows as a line. It never eats into the mask: where the dilation band is narrower than ``pixels``, the ramp is steeper.
+    The ramp is level at both ends (smoothstep), so that neither shows as a line. It never eats into the mask: where the
+    dilation band is narrower than ``pixels``, the ramp is steeper.
 
     Args:
         edit_region: ``(H, W)`` bool, the dilated mask.

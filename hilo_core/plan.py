@@ -156,6 +156,9 @@ class TokenPlan:
         Args:
             grid: from ``Grid.of_latent`` or ``Grid.of_picture``.
             keep_low: false leaves the low-frequency tokens out (context ``none``).
+
+        Raises:
+            ValueError: all of the edit region lies in the border that the autoencoder crops off.
         """
         area = grid.footprint
         edit = _any_coverage(self.edit_region[:, area[0], area[1]].any(dim=0), grid)
@@ -164,6 +167,11 @@ class TokenPlan:
         order = torch.argsort(torch.where(edit, torch.inf, energy), descending=True, stable=True)
 
         n_edit = int(edit.sum())
+        if not n_edit:
+            raise ValueError(
+                f"mask lies only in the border that the autoencoder crops off ({self.size[1]} x {self.size[0]} pixels "
+                f"are no multiples of {grid.factor}), so nothing can change; raise dilation, or crop or pad the picture"
+            )
         n_over = int((energy[~edit] >= self.settings.threshold).sum())
         budget = round(self.settings.detail * (grid.count - n_edit))
         edit_only = GridPlan(grid, edit, order, order[:n_edit], 0, None)

@@ -25,6 +25,8 @@ from .families.base import Reference
 # deviation. Encoding a picture again or resizing it by nothing gives hundredths, another picture 1 and more.
 SAME = 0.1
 
+Pack = Callable[[torch.Tensor], torch.Tensor]  # a clean latent ``(n * B, C, h, w)``, laid out on the canvas
+
 
 @dataclass
 class References:
@@ -35,7 +37,6 @@ class References:
         patch: latent cells a token side.
         canvas: the tokens of a reference that are computed.
         context: how what is left out stays visible.
-        pack: a clean latent ``(n * B, C, h, w)`` laid out on ``canvas``.
         memory: where kept keys and values live, shared with the context's.
         found: for each conditioning and turn what stands in for the reference, ``None`` for another picture.
         layers: for each conditioning and attention call, keys and values of what is left out.
@@ -46,7 +47,6 @@ class References:
     patch: int
     canvas: Canvas
     context: Context
-    pack: Callable[[torch.Tensor], torch.Tensor]
     memory: Memory = field(default_factory=Memory)
     found: dict[Hashable, Reference | None] = field(default_factory=dict)
     layers: dict[Hashable, Layers] = field(default_factory=dict)
@@ -57,14 +57,16 @@ class References:
         dropped[self.canvas.index] = False
         self.dropped = torch.nonzero(dropped).flatten()
 
-    def begin(self, latents: Iterable[torch.Tensor], forward: Forward) -> ReferenceCall | None:
+    def begin(self, latents: Iterable[torch.Tensor], forward: Forward, pack: Pack) -> ReferenceCall | None:
         """The references in one model call; ``None`` when all of them stay whole.
 
         Args:
             latents: what the model is given, each ``(n * B, C, h, w)``, or with a time axis.
             forward: what the call computes.
+            pack: the run's. It is not kept: a run and its references that held each other would hold the caches too,
+                until Python collects its garbage.
         """
-        stand_ins = tuple(self._stand_in(latent, (forward.conds, turn)) for turn, latent in enumerate(latents))
+        stand_ins = tuple(self._stand_in(latent, (forward.conds, turn), pack) for turn, latent in enumerate(latents))
         if not any(stand_ins):
             return None
         cached = self.context.needs_attention
@@ -93,12 +95,12 @@ class References:
             latent = latent.expand(len(self.source), *latent.shape[1:])
         return is_same_picture(latent, self.source, self.dropped, self.patch)
 
-    def _stand_in(self, latent: torch.Tensor, key: Hashable) -> Reference | None:
+    def _stand_in(self, latent: torch.Tensor, key: Hashable, pack: Pack) -> Reference | None:
         key = (key, latent.shape)
         if key not in self.found:
             flat = _flat(latent)
             same = is_same_picture(flat, self.source, self.dropped, self.patch)
-            self.found[key] = Reference(self.canvas, self.pack(flat)) if same else None
+            self.found[key] = Reference(self.canvas, pack(flat)) if same else None
         return self.found[key]
 
 

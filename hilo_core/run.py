@@ -49,6 +49,7 @@ class Run:
         said: what the artist has been told.
         fixed_noise: ``(B, C, h, w)`` on what is outside the edit region, see ``with_fixed_noise``.
         stopwatch: times of the model's calls, see ``timed``.
+        given_up: why the rest of the run is dense, "" where it is not.
         spans: see ``families.base.Sequence``.
     """
 
@@ -69,6 +70,7 @@ class Run:
     said: set[str] = field(init=False, default_factory=set)
     fixed_noise: torch.Tensor | None = field(init=False, default=None)
     stopwatch: Stopwatch = field(init=False, default_factory=Stopwatch)
+    given_up: str = field(init=False, default="")
     spans: dict[tuple[int, ...], int | None] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -76,9 +78,9 @@ class Run:
         self.state = self.context.start(self.plan, steps)
         self.fixed_noise = self.noise if isinstance(self.state, CachingRun) else None
         self.work = self.method.start(self.plan, self.state, steps)
-        self._edit = self.plan.edit.to(self.source.device)
+        self._edit: dict[torch.device, torch.Tensor] = {}
         self._low_of: tuple[Canvas, torch.Tensor, torch.Tensor] | None = None
-        self.references = References(self.source, self.plan.grid.patch, self.canvas, self.context, self.pack_clean)
+        self.references = References(self.source, self.plan.grid.patch, self.canvas, self.context)
         if isinstance(self.state, CachingRun):
             self.references.memory = self.state.memory
 
@@ -93,7 +95,8 @@ class Run:
 
     def forward(self, sigma: float, conds: Hashable = ()) -> Forward:
         """What the next model call computes, see ``ContextRun.forward``."""
-        step = 0 if self.sigmas is None else int((self.sigmas - sigma).abs().argmin())
+        # The last sigma ends the last step and begins none.
+        step = 0 if self.sigmas is None else int((self.sigmas - sigma).abs()[: max(1, len(self.sigmas) - 1)].argmin())
         self.state.sigma = sigma
         return self.work.forward(step, conds)
 
@@ -106,9 +109,9 @@ class Run:
             self.calls += 1
             self.computed += forward.canvas.tokens
 
-    def timed(self, dense: bool) -> AbstractContextManager[None]:
-        """Time one model call; the clock stops when the block ends."""
-        return self.stopwatch.time("dense" if dense else "compressed", self.source.device)
+    def timed(self, dense: bool, device: torch.device) -> AbstractContextManager[None]:
+        """Time one model call on its device; the clock stops when the block ends."""
+        return self.stopwatch.time("dense" if dense else "compressed", device)
 
     def share(self, reuse: ReuseOfRun) -> None:
         """Take from earlier runs and give to later ones; only for a context that caches, and before the first call."""
@@ -125,7 +128,7 @@ class Run:
             return x
         copies = x.shape[0] // self.source.shape[0]
         noise, source = (latent.to(x).repeat(copies, 1, 1, 1) for latent in (self.fixed_noise, self.source))
-        edit = self._edit[None, :, None, None, None]
+        edit = self._edit_on(x.device)[None, :, None, None, None]
         patch, grid = self.plan.grid.patch, self.plan.grid
         tokens = torch.where(edit, to_tokens(x, patch), to_tokens(noiser(sigma, noise, source), patch))
         return from_tokens(tokens, grid.rows, grid.cols, grid.latent)
@@ -144,7 +147,7 @@ class Run:
         if canvas.blocks is not None:
             copies = x.shape[0] // self.source.shape[0]
             clean, noise = (
-                from_tokens(tokens.repeat(copies, 1, 1, 1, 1), 1, canvas.low)
+                from_tokens(tokens.to(x.device).repeat(copies, 1, 1, 1, 1), 1, canvas.low)
                 for tokens in self._low(canvas, canvas.blocks)
             )
             low = to_tokens(noiser(sigma, noise, clean), self.plan.grid.patch)
@@ -162,7 +165,7 @@ class Run:
         canvas, low = self.canvas, None
         if canvas.blocks is not None:
             copies = latent.shape[0] // self.source.shape[0]
-            low = self._low(canvas, canvas.blocks)[0].repeat(copies, 1, 1, 1, 1)
+            low = self._low(canvas, canvas.blocks)[0].to(latent.device).repeat(copies, 1, 1, 1, 1)
         return canvas.pack(to_tokens(latent, self.plan.grid.patch), low)
 
     def pack_rows(self, rows: torch.Tensor, canvas: Canvas | None = None) -> torch.Tensor:
@@ -177,13 +180,13 @@ class Run:
         canvas = canvas or self.canvas
         source = self._source_tokens(denoised)
         index = canvas.index.to(denoised.device)
-        edited = self._edit[index]
+        edited = self._edit_on(index.device)[index]
         source[:, index[edited]] = canvas.unpack(denoised, self.plan.grid.patch)[:, edited]
         return from_tokens(source, self.plan.grid.rows, self.plan.grid.cols, self.plan.grid.latent)
 
     def pin(self, denoised: torch.Tensor) -> torch.Tensor:
         """A dense result ``(n * B, C, h, w)`` with everything outside the edit region put back to the source."""
-        edit = self._edit[None, :, None, None, None]
+        edit = self._edit_on(denoised.device)[None, :, None, None, None]
         tokens = torch.where(edit, to_tokens(denoised, self.plan.grid.patch), self._source_tokens(denoised))
         return from_tokens(tokens, self.plan.grid.rows, self.plan.grid.cols, self.plan.grid.latent)
 
@@ -231,6 +234,12 @@ class Run:
         if facts["reused_calls"]:
             parts.append(f"{facts['reused_calls']} dense calls spared by an earlier run")
         return "; ".join(parts)
+
+    def _edit_on(self, device: torch.device) -> torch.Tensor:
+        """``(N,)`` bool, the edit region where a call is: the host may spread the calls of a run over several GPUs."""
+        if device not in self._edit:
+            self._edit[device] = self.plan.edit.to(device)
+        return self._edit[device]
 
     def _source_tokens(self, like: torch.Tensor) -> torch.Tensor:
         """``(n * B, N, C, p, p)`` a copy of the source for as many conditionings as ``like`` has."""

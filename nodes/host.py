@@ -119,6 +119,7 @@ class HiLoPatch:
     ) -> torch.Tensor:
         """``APPLY_MODEL``: the model sees the canvas; what comes back is the whole latent, denoised."""
         options = transformer_options or {}
+        given = (x, t, c_concat, c_crossattn, control, options), kwargs
         run: Run | None = options.get(KEY)
         if run is None:
             return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
@@ -127,16 +128,14 @@ class HiLoPatch:
             run.dense_calls += 1
             return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
 
-        reason = why_dense(run, x, c_concat, control, options, kwargs)
+        reason = run.given_up or why_dense(run, x, c_concat, control, options, kwargs)
         if reason is None and self.method.cuts_layers:
             reason = why_whole(_plain(executor.class_obj.diffusion_model), kwargs)
         if reason or not run.window.active(float(t.max())):
             if reason:
                 _say(run, f"{reason}; the model runs dense")
             run.dense_calls += 1
-            with run.timed(dense=True):
-                denoised = executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
-            return shaped(run.pin(flat(denoised)), x)
+            return self._whole(executor, run, *given)
 
         base = executor.class_obj
         model = _plain(base.diffusion_model)
@@ -150,7 +149,7 @@ class HiLoPatch:
         sequence = Sequence(forward.canvas, run.spans, references=(None,) * len(latents), latents=tuple(latents))
         references = None
         if self.packs_references:
-            references = run.references.begin(latents, forward)
+            references = run.references.begin(latents, forward, run.pack_clean)
         if references is not None:
             sequence.references = references.references
         blocks = Blocks(self.family, model, run, forward, sequence) if self.method.cuts_layers else None
@@ -165,7 +164,7 @@ class HiLoPatch:
         with self.family.positions(model, sequence), embedding:
             if forward.dense:
                 options = without_step_caches(options)
-                with run.timed(dense=True):
+                with run.timed(True, x.device):
                     denoised = executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
             else:
                 canvas = shaped(run.pack(flat(x), t, noiser, forward.canvas), x)
@@ -173,18 +172,31 @@ class HiLoPatch:
                     c_concat = shaped(run.pack_condition(flat(c_concat), forward.canvas), c_concat)
                 control = pack_control(run, forward, control)
                 kwargs = pack_attention_mask(run, forward, kwargs)
-                with run.timed(dense=False):
+                with run.timed(False, x.device):
                     denoised = executor(canvas, t, c_concat, c_crossattn, control, options, **kwargs)
         if sequence.asked and not sequence.placed:
-            raise UnsupportedModel(
-                f"HiLo Patch Model: this {self.family.name} model asked for positions in a form that is not known, so "
-                "the result would be wrong; set on_unsupported to dense and report the model"
-            )
+            run.given_up = f"this {self.family.name} model asked for positions in a form that is not known"
+            if not self.dense_when_unsupported:
+                raise UnsupportedModel(
+                    f"HiLo Patch Model: {run.given_up}, so the result would be wrong; set on_unsupported to dense and "
+                    "report the model"
+                )
+            _say(run, f"{run.given_up}; the model runs dense")
+            run.dense_calls += 1
+            return self._whole(executor, run, *given)
         run.done(forward)
         if references is not None:
             run.references.done(references)
         result = flat(denoised)
         return shaped(run.pin(result) if forward.dense else run.unpack(result, forward.canvas), x)
+
+    @staticmethod
+    def _whole(executor: Any, run: Run, given: tuple, kwargs: dict) -> torch.Tensor:
+        """A call as the host made it, with the source put back outside the edit region."""
+        x = given[0]
+        with run.timed(True, x.device):
+            denoised = executor(*given, **kwargs)
+        return shaped(run.pin(flat(denoised)), x)
 
     def _begin(self, base: Any, sigmas: torch.Tensor, noise: torch.Tensor, latent_image: torch.Tensor) -> Run | None:
         """The run's state; ``None`` where everything is computed anyway, so the model stays untouched."""
@@ -192,10 +204,11 @@ class HiLoPatch:
             nested = getattr(noise, "is_nested", False)
             shape = "several latents at once" if nested else f"a latent of shape {tuple(noise.shape)}"
             return self._refuse(f"the sampler was given {shape}; HiLo Token edits single pictures, not video")
+        like = noise
         noise, source = flat(noise), flat(latent_image)
         patch = self.family.patch_size(_plain(base.diffusion_model))
         grid = _named(Grid.of_latent, self.plan.size, tuple(source.shape[-2:]), patch)
-        plan = self.method.on_grid(self.plan, grid, self.context.uses_low)
+        plan = _named(self.method.on_grid, self.plan, grid, self.context.uses_low)
         if self.method.idle(plan):
             return self._dense("the edit region and its details cover the picture", logging.INFO)
         if not torch.count_nonzero(noise):
@@ -211,7 +224,7 @@ class HiLoPatch:
         window = Window(float(percent(self.start_percent)), float(percent(self.end_percent)))
         low = None
         if self.low is not None and plan.low is not None:
-            low = base.process_latent_in(self.low)
+            low = flat(base.process_latent_in(shaped(self.low, like)))
             low = low.repeat(-(-source.shape[0] // low.shape[0]), 1, 1, 1)[: source.shape[0]].to(source)
         return Run(plan, self.context, window, source, noise, low, sigmas.detach().cpu(), self.method)
 
@@ -235,7 +248,8 @@ def encode_low_picture(plan: TokenPlan, family: Family, model: Any, vae: Any) ->
     grid = Grid.of_picture(plan.size, factor, family.patch_size(model))
 
     def encode() -> torch.Tensor:
-        return flat(vae.encode(low_picture(plan.image, plan.edit_region, grid, plan.settings.low_factor)))
+        pictures = low_picture(plan.image, plan.edit_region, grid, plan.settings.low_factor)
+        return torch.cat([flat(vae.encode(one)) for one in pictures.split(1)])  # a batch may be taken for a video
 
     return encoded_once(plan, vae, grid, encode)
 

@@ -17,6 +17,7 @@ from .contexts import context_inputs, schedule_inputs
 from .events import announce
 from .host import HiLoPatch, encode_low_picture
 from .methods import choose_method, method_inputs, tuned_input
+from .reuse import spare_memory
 from .schema import CATEGORY, PLAN_TOOLTIP, HiLoPlan, newer
 from .tuned import load_tuned
 
@@ -230,7 +231,7 @@ class HiLoPatchModel(io.ComfyNode):
             low,
             references=references == "compress",
             method=way,
-            reuse=Reuse(round(memory_limit * GB)) if reuse else None,
+            reuse=Reuse(round(memory_limit * GB) or spare_memory()) if reuse else None,
             node=page_node,
         )
         return io.NodeOutput(patch.apply(model))

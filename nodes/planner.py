@@ -106,6 +106,7 @@ class HiLoTokenPlanner(io.ComfyNode):
         try:
             plan: TokenPlan = make_plan(image, mask, settings_of(preset, dilation, detail, threshold, low_factor))
             on_grid = plan.on_grid(Grid.of_picture(plan.size))
+            headline = outlook_of(plan).headline
         except ValueError as error:
             raise ValueError(f"HiLo Token Planner: {error}") from error
         for note in plan.notes:
@@ -114,7 +115,7 @@ class HiLoTokenPlanner(io.ComfyNode):
             plan,
             plan.edit_region.float(),
             report.overlay(plan, on_grid),
-            f"{outlook_of(plan).headline} with context {AutoContext.name}\n{report.describe(plan, on_grid)}",
+            f"{headline} with context {AutoContext.name}\n{report.describe(plan, on_grid)}",
             ui={"hilo_plan": [_remember(plan)]},
         )
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from typing import Any
 
+import comfy.model_management
+import torch
+
 from ..hilo_core import Run
 from ..hilo_core.contexts.cache import CachingRun
 from ..hilo_core.contexts.reuse import Reuse
@@ -44,15 +47,22 @@ def name(run: Run, options: dict, control: Any, *content: Any) -> Hashable:
         control: ControlNet residuals, which follow the noise: nothing is shared with them.
         content: everything else that conditions the call.
     """
-    uuids = tuple(options.get("uuids") or options.get("cond_or_uncond", ()))
+    # Guidance that skips or changes blocks asks for the same conditionings once more, with other blocks.
+    blocks = sorted(map(str, options.get("patches_replace", {}).get("dit", {})))
+    uuids = (*(options.get("uuids") or options.get("cond_or_uncond", ())), *blocks)
     reuse = run.state.reuse if isinstance(run.state, CachingRun) else None
-    others = ("patches", "patches_replace", "optimized_attention_override")
+    others = ("patches", "patches_replace", "optimized_attention_override", "rope_options")
     if reuse is None or control or any(options.get(other) for other in others) or _hooks(reuse.model()):
         return uuids
     try:
         return reuse.name(uuids, *content)
     except TypeError:  # a conditioning of a kind whose content cannot be compared
         return uuids
+
+
+def spare_memory() -> int:
+    """Bytes of CPU memory for what is kept where the artist has set no limit: half of what is free."""
+    return int(comfy.model_management.get_free_memory(torch.device("cpu"))) // 2
 
 
 def freed_with(reuse: Reuse) -> Callable[[Any, bool], None]:
@@ -70,4 +80,4 @@ def _hooks(base: Any) -> bool:
     return bool(getattr(getattr(base, "current_patcher", None), "current_hooks", None))
 
 
-__all__ = ["freed_with", "name", "share"]
+__all__ = ["freed_with", "name", "share", "spare_memory"]

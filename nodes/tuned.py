@@ -50,13 +50,18 @@ def load_tuned(file: str, method: str, family: Family, model: Any) -> tuple[Any,
                 f"HiLo Patch Model: tuned: {file} was made for another model; choose the file that was made for it"
             )
     if tuned.lora:
-        known = len(model.patches)
+        known = _patches(model)
         model = comfy.sd.load_lora_for_models(model, None, tuned.lora, 1.0, 0.0)[0]
-        if len(model.patches) == known:
+        if _patches(model) == known:
             raise ValueError(
                 f"HiLo Patch Model: tuned: nothing of {file} fits this model; choose the file that was made for it"
             )
     return model, parts
+
+
+def _patches(model: Any) -> int:
+    """How many patches a ``ModelPatcher`` has; several may lie on one weight."""
+    return sum(map(len, model.patches.values()))
 
 
 def low_embedded(family: Family, model: Any, forward: Forward, method: Method) -> AbstractContextManager[None]:

@@ -113,14 +113,14 @@ class OnCpu(Held):
     def read(self) -> torch.Tensor:
         self.coming()
         if self._arriving is None:
-            return self.rows
+            return self.rows.to(self.device)
         rows = self._arrived(*self._arriving)
         self._arriving = None
         return rows
 
     def write(self, index: torch.Tensor | None, rows: torch.Tensor) -> None:
         if not self._cuda:
-            _write(self.rows, self.dim, index, rows)
+            _write(self.rows, self.dim, index, rows.to(self.rows.device))
             return
         current = torch.cuda.current_stream(self.device)
         if self._arriving is not None:  # what is on its way is out of date there: correct it on the device too

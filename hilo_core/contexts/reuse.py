@@ -22,6 +22,7 @@ import torch
 from .memory import Held, OnCpu
 
 Layers = dict[int, tuple[Held, Held]]
+Key = tuple[str, Hashable, float]  # run, conditionings, noise level
 
 
 @dataclass
@@ -33,8 +34,8 @@ class Reuse:
     """
 
     limit: int = 0
-    _kept: OrderedDict[Hashable, tuple[ReferenceType[Any], Layers]] = field(default_factory=OrderedDict)
-    _noise: tuple[str, torch.Tensor] | None = None
+    _kept: OrderedDict[Key, tuple[ReferenceType[Any], Layers]] = field(default_factory=OrderedDict)
+    _noise: dict[str, torch.Tensor] = field(default_factory=dict)
     _lock: Lock = field(default_factory=Lock)
 
     def of_run(self, model: Any, *identity: Any) -> ReuseOfRun:
@@ -50,11 +51,13 @@ class Reuse:
     def noise(self, identity: str, own: torch.Tensor) -> torch.Tensor:
         """The noise that runs of one identity share: the first one's."""
         with self._lock:
-            if self._noise is None or self._noise[0] != identity:
-                self._noise = identity, own.detach().cpu().clone()
-            return self._noise[1].to(own)
+            alive = {identity, *(key[0] for key in self._kept)}
+            self._noise = {name: noise for name, noise in self._noise.items() if name in alive}
+            if identity not in self._noise:
+                self._noise[identity] = own.detach().cpu().clone()
+            return self._noise[identity].to(own)
 
-    def find(self, key: Hashable) -> Layers | None:
+    def find(self, key: Key) -> Layers | None:
         """What is kept under a key."""
         with self._lock:
             found = self._kept.get(key)
@@ -63,7 +66,7 @@ class Reuse:
             self._kept.move_to_end(key)
             return found[1]
 
-    def keep(self, key: Hashable, model: ReferenceType[Any], layers: Layers) -> None:
+    def keep(self, key: Key, model: ReferenceType[Any], layers: Layers) -> None:
         """Keep a copy of captured layers, if it fits at all."""
         size = sum(2 * held.read().nbytes for held, _ in layers.values())
         if self.limit and size > self.limit:
@@ -81,7 +84,7 @@ class Reuse:
         """Let go of everything."""
         with self._lock:
             self._kept.clear()
-            self._noise = None
+            self._noise.clear()
 
     @property
     def bytes(self) -> int:
@@ -136,7 +139,7 @@ class ReuseOfRun:
         if conds in self.conds.values():
             self.kept.keep(self._key(conds, sigma), self.model, layers)
 
-    def _key(self, conds: Hashable, sigma: float) -> Hashable:
+    def _key(self, conds: Hashable, sigma: float) -> Key:
         return self.identity, conds, round(sigma, 6)
 
 

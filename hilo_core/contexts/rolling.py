@@ -75,10 +75,9 @@ class AutoContext(RollingContext):
     def start(self, plan: GridPlan, steps: int = 0) -> ContextRun:
         schedule = replace(self.schedule, capture=0.0, last=max(1, self.schedule.last))
         edit = plan.edit.nonzero().flatten()
-        if not len(edit):  # all of it lies in a border that the latent does not have: nothing will change
-            edit = plan.kept
         renewed = plan.high + math.ceil(0.05 * (plan.grid.count - len(plan.kept)))
-        share = (renewed - 0.5) / (plan.grid.count - len(edit))  # not a whole token, which could be rounded up
+        # Not a whole token, which could be rounded up, and no more than there are.
+        share = min(1.0, (renewed - 0.5) / (plan.grid.count - len(edit)))
         chosen = replace(self, share=share, warm=True, forecast="linear", schedule=schedule)
         return RollingRun(chosen, replace(plan, kept=edit, high=0, low=None), steps)
 

@@ -197,7 +197,8 @@ def find_canvas(ids: torch.Tensor, canvas: Canvas, axes: tuple[int, int], last: 
     Returns:
         Start of the canvas, or ``None``.
     """
-    grid = ids[0, :, list(axes)].detach().double().cpu()
+    grid = ids[0, :, list(axes)].detach().cpu().double()  # in this order: not every device has double precision
+    coarse = torch.finfo(ids.dtype).eps if ids.is_floating_point() else 0.0  # bfloat16 counts by twos from 256 on
     count, last_start = canvas.tokens, len(grid) - canvas.tokens
     if last_start < 0:
         return None
@@ -210,7 +211,7 @@ def find_canvas(ids: torch.Tensor, canvas: Canvas, axes: tuple[int, int], last: 
     for start in (starts.flip(0) if last else starts).tolist():
         window = grid[start : start + count] - grid[start]
         scale = torch.stack([_spacing(window[:, axis], canvas, axis) for axis in (0, 1)])
-        if bool((scale > 0).all()) and torch.allclose(window, raster * scale, atol=1e-3):
+        if bool((scale > 0).all()) and torch.allclose(window, raster * scale, rtol=coarse, atol=1e-3):
             return start
     return None
 

@@ -195,6 +195,7 @@ class HiLoToDoRun(MethodRun):
         k, v, mask = super().attend(forward, call, cut)
         if forward.dense:  # a context captures everything in it
             return k, v, mask
-        # The plan's tokens come first on every canvas, and the contexts leave their keys in place.
-        kept = min(len(self.plan.kept), len(forward.canvas.index))  # a budget may keep fewer
+        # The tokens of the context's plan come first on every canvas, and their keys stay in place; what ``auto`` and
+        # ``rolling`` renew behind them goes among the cached rows.
+        kept = min(len(self.context.plan.kept), len(forward.canvas.index))  # a budget may keep fewer
         return self.pooling(forward.canvas, kept, replace(call, k=k, v=v, mask=mask))

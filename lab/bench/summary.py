@@ -40,7 +40,7 @@ def still_valid(content: dict[str, Any], environment: dict[str, Any]) -> dict[st
     same = ("weights", "dtype", "host", "clock")
     runs = content.get("environments", {})
     kept = {run: one for run, one in runs.items() if all(one[part] == environment[part] for part in same)}
-    pictures = [one for one in content.get("pictures", []) if one["run"] in kept]
+    pictures = [one for one in content.get("pictures", []) if one["run"] in kept and one["row"] in ROWS]
     return {"environments": kept, "pictures": pictures}
 
 

@@ -190,3 +190,10 @@ def test_layers_are_foretold_from_the_models_blocks() -> None:
 def test_bad_settings_are_told(settings: dict, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         attention(make_context("cache", **settings)).call(0, 1.0)
+
+
+def test_rows_on_the_cpu_come_back_to_their_device() -> None:
+    """On every accelerator, not on CUDA alone; here "meta" stands for one."""
+    held = OnCpu(torch.ones(1, 1, 4, 2), 2, 2)
+    held.device = torch.device("meta")
+    assert held.read().device.type == "meta" and held.rows.device.type == "cpu"

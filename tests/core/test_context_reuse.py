@@ -11,6 +11,7 @@ import torch
 from core.attention import Attention, attention
 from hilo_core import make_context
 from hilo_core.contexts.cache import CachingRun
+from hilo_core.contexts.memory import OnCpu
 from hilo_core.contexts.reuse import Reuse, digest
 
 SETTINGS = {"cache": {"refresh": 2}, "rolling": {"share": 0.2}, "pooled cache": {"refresh": 2}}
@@ -69,6 +70,24 @@ def test_another_prompt_plan_level_or_model_is_not_served() -> None:
     unknown = started(reuse, model)
     unknown.conds = "uuid of this run"  # of unknown content
     assert dense(unknown)[0]
+
+
+def test_each_kind_of_run_keeps_its_noise() -> None:
+    """Rows of two kinds of run are kept side by side, and each is read under the noise it was captured with."""
+    reuse, model = Reuse(), Model()
+    first, other = (reuse.of_run(model, steps) for steps in (8, 6))
+    layers = {0: tuple(OnCpu(torch.ones(1, 1, 4, 2), 2, 2) for _ in range(2))}
+    noises = torch.randn(3, 1, 4, 8, 8)
+    for one, noise in ((first, noises[0]), (other, noises[1])):
+        assert torch.equal(one.noise(noise), noise)
+        one.name("uuid", "a cat")
+        one.keep(one.conds["uuid"], 0.9, layers)  # type: ignore[arg-type]
+    again = reuse.of_run(model, 8)
+    assert torch.equal(again.noise(noises[2]), noises[0])
+    reuse.of_run(model, 4).noise(noises[2])
+    assert len(reuse._noise) == 3
+    reuse.clear()
+    assert torch.equal(again.noise(noises[2]), noises[2]) and len(reuse._noise) == 1
 
 
 def test_it_stays_in_its_limit_and_the_oldest_goes_first() -> None:

@@ -66,7 +66,9 @@ def test_budgets_are_nested_and_fill_canvas_rows(context: str, budget: tuple[flo
 def test_a_cache_shows_what_a_budget_leaves_out_and_nothing_twice(budget: tuple[float, float]) -> None:
     model = attention(make_context("cache", refresh=0, schedule=Schedule(budget=budget)))
     calls = [model.call(step, 0.9) for step in range(8)]
-    assert max(model.error(0.9, answers) for _, answers in calls) < 2e-6
+    assert (
+        max(model.error(0.9, answers) for _, answers in calls) < 5e-6
+    )  # float32 rounding, which differs between processors
     assert not calls[-1][0].dense
 
 

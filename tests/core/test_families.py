@@ -50,6 +50,15 @@ def test_text_that_counts_up_is_not_the_canvas() -> None:
     assert find_canvas(torch.cat([text, raster(3, 32)])[None], CANVAS, (1, 2)) == 200
 
 
+def test_a_canvas_of_many_rows_is_found_among_ids_in_bfloat16() -> None:
+    """Which counts by twos from 256 on; a reference behind it that goes on counting is not taken for it."""
+    canvas = Canvas.of_tokens(torch.arange(300 * 32), 300, 32)
+    ids = torch.cat([TEXT, raster(300, 32), raster(300, 32, 1)])[None].bfloat16()
+    assert find_canvas(ids, canvas, (1, 2)) == 24
+    assert find_canvas(ids, canvas, (1, 2), last=True) == 24 + 300 * 32
+    assert find_canvas(raster(300, 32, shift=(2, 0))[None, 32:], canvas, (1, 2)) is None
+
+
 def test_no_canvas_no_place() -> None:
     for ids in (torch.zeros(1, 200, 3), torch.zeros(1, 10, 3), raster(4, 24)[None], raster(3, 30)[None]):
         assert find_canvas(ids, CANVAS, (1, 2)) is None

@@ -170,6 +170,17 @@ def test_todo_on_hilos_canvas(context: str) -> None:
         plain.done(other)
 
 
+def test_todo_pools_nothing_that_auto_has_cached() -> None:
+    """Under auto the edit region alone leads the canvas; the keys of what is renewed go among the cached rows."""
+    run, plain = begin(make_method("hilo + todo", stride=2), "auto"), begin(make_method("hilo"), "auto")
+    for step in range(3):
+        forward, other = run.forward(step, ()), plain.forward(step, ())
+        attention = call(forward.canvas.tokens)
+        assert torch.equal(run.attend(forward, attention)[0], plain.attend(other, attention)[0])
+        run.done(forward)
+        plain.done(other)
+
+
 # --- merging and passing by
 
 

@@ -33,6 +33,10 @@ grids = st.sampled_from([(8, 2), (16, 1), (8, 1)])
 @given(plans(), grids)
 def test_a_plan_keeps_its_promises_on_any_grid(plan: TokenPlan, sizes: tuple[int, int]) -> None:
     grid = Grid.of_picture(plan.size, *sizes)
+    if not plan.edit_region[0][grid.footprint].any():
+        with pytest.raises(ValueError, match="mask lies only in the border"):
+            plan.on_grid(grid)
+        return
     on_grid = plan.on_grid(grid)
     kept, dropped, low = on_grid.kept, on_grid.dropped, on_grid.low
 
@@ -186,6 +190,14 @@ def test_a_mask_of_another_size_is_resized_and_noted() -> None:
 def test_bad_input_is_one_clear_sentence(image: torch.Tensor, mask: torch.Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_plan(image, mask)
+
+
+def test_a_mask_in_the_border_that_is_cropped_off() -> None:
+    mask = torch.zeros(1, 519, 512)
+    mask[:, -2:, 100:200] = 1
+    plan = make_plan(picture(519, 512), mask, PlanSettings(dilation=0))
+    with pytest.raises(ValueError, match=r"mask lies only in the border .* 512 x 519 pixels.* raise dilation"):
+        plan.on_grid(Grid.of_picture(plan.size))
 
 
 def test_one_bad_pixel_is_found() -> None:

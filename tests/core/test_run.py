@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 
@@ -10,6 +13,7 @@ from hilo_core import Grid, PlanSettings, Run, Window, make_context, make_plan
 from hilo_core.canvas import from_tokens, to_tokens
 from hilo_core.contexts.reuse import Reuse
 
+CPU = torch.device("cpu")
 HEIGHT, WIDTH = 248, 200  # 31 x 25 cells: half a token over on both sides
 
 
@@ -133,13 +137,13 @@ def test_what_a_run_reports() -> None:
     }  # fmt: skip
     assert one.facts()["compressed_seconds"] is None and "model calls ran dense" in one.summary()
     for _ in range(3):
-        with one.timed(dense=False):
+        with one.timed(False, CPU):
             sum(range(1000))
         one.done(one.forward(0.5))
-    with one.timed(dense=True):
+    with one.timed(True, CPU):
         sum(range(100_000))
     one.dense_calls += 1
-    with pytest.raises(RuntimeError), one.timed(dense=True):
+    with pytest.raises(RuntimeError), one.timed(True, CPU):
         raise RuntimeError
     one.said.add("a sentence")
     facts = one.facts()
@@ -170,3 +174,29 @@ def test_runs_that_share_have_the_first_ones_noise_outside_the_edit_region() -> 
     assert torch.equal(second.noise, first.noise) and second.fixed_noise is second.noise
     other.share(reuse.of_run(model, other.source + 1))
     assert torch.equal(other.noise, latent(2, 22)), "another picture begins with its own"
+
+
+@pytest.mark.parametrize("context", ["low", "cache", "auto"])
+def test_a_run_is_gone_when_nobody_holds_it(context: str) -> None:
+    """Without a garbage collection, which a host makes when it pleases: its caches are gigabytes."""
+    gc.collect()
+    gc.disable()
+    try:
+        one = run(context)
+        one.done(one.forward(0.5))
+        gone = weakref.ref(one)
+        del one
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+def test_the_last_noise_level_begins_no_step() -> None:
+    """A sampler that goes on from leftover noise asks near the end of the schedule: that is the last step."""
+    one = run("cache")
+    one.sigmas = torch.tensor([0.9, 0.6, 0.4, 0.3])
+    asked: list[int] = []
+    one.work.forward = lambda step, conds: asked.append(step)  # type: ignore[assignment, return-value]
+    for sigma in (0.9, 0.61, 0.41, 0.35, 0.3, 0.0):
+        one.forward(sigma)
+    assert asked == [0, 1, 2, 2, 2, 2]

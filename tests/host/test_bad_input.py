@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from types import ModuleType
 from typing import Any
 
@@ -15,7 +16,7 @@ from core.pictures import painted, picture
 from host import tiny
 from host.attention import count_attention_tokens
 from host.host import Host
-from host.inpaint import HEIGHT, SETTINGS, TEXT, TOKENS, WIDTH, Job, assert_untouched, node, snapshot, taesd
+from host.inpaint import HEIGHT, SETTINGS, TEXT, TOKENS, WIDTH, Job, assert_untouched, node, plan_of, snapshot, taesd
 
 MASK = painted(HEIGHT, WIDTH, (100, 150, 70, 120))
 
@@ -187,3 +188,29 @@ def test_a_conditioning_of_another_size_runs_dense_and_says_so_once(
     assert (TOKENS + TEXT,) * 2 not in calls
     assert result.isfinite().all() and job.error_outside(result) <= 1e-6
     assert len([record for record in caplog.records if "only an area of the picture" in record.message]) == 1
+
+
+def test_positions_in_a_form_that_is_not_known(pack: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A later host may build them in another way: an error, or the whole run dense, as the artist has chosen."""
+    job = Job(pack, "flux_dev")
+    dense, names = job.dense(), [name for name in sys.modules if name.startswith(f"{pack.__name__}.hilo_core.families")]
+    for name in names:
+        if hasattr(sys.modules[name], "find_canvas"):
+            monkeypatch.setattr(sys.modules[name], "find_canvas", lambda *_, **__: None)
+    expect_refusal(job, ValueError, "asked for positions in a form that is not known")
+    with count_attention_tokens() as calls:
+        result = job.hilo({"on_unsupported": "dense"})
+    assert job.error_outside(result) <= 1e-6
+    torch.testing.assert_close(result[..., job.edited()], dense[..., job.edited()], atol=1e-5, rtol=1e-5)
+    with count_attention_tokens() as dense_calls:
+        job.dense()
+    assert sum(calls.values()) - sum(dense_calls.values()) == max(dense_calls.values()) // 2, (
+        "tried once, not each step"
+    )
+
+
+def test_a_mask_in_the_border_that_is_cropped_off(pack: ModuleType) -> None:
+    mask = torch.zeros(1, 131, 128)
+    mask[:, -1:, 20:60] = 1
+    with pytest.raises(ValueError, match="HiLo Token Planner: mask lies only in the border"):
+        plan_of(pack, picture(131, 128), mask, dilation=0)

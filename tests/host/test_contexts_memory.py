@@ -187,6 +187,29 @@ def test_what_changes_the_keys_is_not_served_by_an_earlier_run(
     watched.model_options["transformer_options"]["patches_replace"] = {"dit": {("double_block", 99): None}}
     assert dense(watched) == 1, "another node changes the model's inside"
     assert dense(patcher) == 0
+    scaled = patcher.clone()
+    scaled.model_options["transformer_options"]["rope_options"] = {"scale_x": 1.1, "scale_y": 1.1}
+    assert dense(scaled) == 1, "other positions"
+
+
+def test_two_kinds_of_run_do_not_take_each_others_noise(pack: ModuleType) -> None:
+    """What is read must have been captured under the noise that covers it, whatever ran in between."""
+    job = Job(pack, FLUX)
+    options = {"context": "rolling", "reuse": True, "share": 0.1}
+    alone, mixed = job.patched(**options), job.patched(**options)
+    job.sample(alone, steps=4, seed=1)
+    job.sample(mixed, steps=4, seed=1)
+    job.sample(mixed, steps=3, seed=2)
+    assert torch.equal(job.sample(alone, steps=4, seed=5), job.sample(mixed, steps=4, seed=5))
+
+
+def test_without_a_limit_what_is_kept_stays_in_the_memory_there_is(
+    pack: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda *_, **__: 3000)
+    patcher = Job(pack, FLUX).patched(context="cache", reuse=True, memory_limit=0.0)
+    host = import_module(f"{pack.__name__}.nodes.host")
+    assert patcher.get_all_wrappers(host.WrappersMP.SAMPLER_SAMPLE)[0].__self__.reuse.limit == 1500
 
 
 def test_it_goes_when_the_host_unloads_the_model(pack: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections import Counter
+from importlib import import_module
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +15,7 @@ from core.pictures import painted, picture
 
 from host import tiny
 from host.attention import count_attention_tokens
-from host.inpaint import TEXT, TOKENS, Job, assert_untouched, node, snapshot, taesd
+from host.inpaint import TEXT, TOKENS, Job, assert_untouched, node, plan_of, snapshot, taesd
 
 STEPS = 2
 
@@ -181,3 +185,51 @@ def test_what_is_masked_does_not_reach_the_low_tokens(pack: ModuleType) -> None:
     other.latent[..., 14:18, 10:14] = 3.0  # cells that the mask covers whole
     for widgets in ({}, with_vae):
         assert torch.equal(job.hilo(widgets), other.hilo(widgets))
+
+
+@pytest.mark.parametrize("context", ["low", "auto"])
+def test_a_run_is_gone_when_the_sampler_returns(
+    context: str, pack: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not when Python next collects its garbage: until then its caches would be in the way of the autoencoder."""
+    job, alive = Job(pack, "flux_kontext"), []
+    kind = import_module(f"{pack.__name__}.hilo_core.run").Run
+    start = kind.__post_init__
+
+    def started(run: Any) -> None:
+        start(run)
+        alive.append(weakref.ref(run))
+
+    monkeypatch.setattr(kind, "__post_init__", started)
+    patched = job.patched(context=context)
+    gc.collect()
+    gc.disable()
+    try:
+        job.sample(patched)
+        assert len(alive) == 1 and alive[0]() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("name", tiny.families())
+def test_the_low_frequency_picture_through_an_autoencoder(name: str, pack: ModuleType) -> None:
+    """Its latent goes into the model's own scale, which may have a time axis; pictures are encoded one at a time,
+    because autoencoders of video take a batch for its frames."""
+    job = Job(pack, name, batch=2)
+    job.image = torch.cat([job.image, job.image.flip(2)])
+    job.plan = plan_of(pack, job.image, job.mask)
+    asked: list[torch.Size] = []
+
+    class Autoencoder:
+        def spacial_compression_encode(self) -> int:
+            return job.model.cell
+
+        def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+            asked.append(pixels.shape)
+            return job.model.latent(pixels.shape[1], pixels.shape[2], seed=len(asked))
+
+    vae = Autoencoder()
+    result = job.hilo({"context": "low", "vae": vae})
+    assert [shape[0] for shape in asked] == [1, 1]
+    assert job.error_outside(result) <= 1e-6
+    assert job.change_inside(result, job.hilo({"context": "low"})) > 1e-5, "it is seen"

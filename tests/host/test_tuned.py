@@ -6,6 +6,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any
 
+import comfy.sd
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -64,6 +65,8 @@ def test_the_files_of_the_node(files: dict[str, str], pack: ModuleType) -> None:
     routed = job.hilo({"method": "diffcr", "tuned": files["diffcr"]})
     assert job.error_outside(routed) <= 1e-6
     assert job.change_inside(routed, job.hilo({"method": "diffcr"})) > 1e-4
+    other = comfy.sd.load_lora_for_models(job.model.patcher, None, lora(), 1.0, 0.0)[0]
+    assert other.patches and job.sample(job.patched(other, tuned=files["hilo_lora"])).isfinite().all(), "LoRAs add up"
     assert torch.equal(job.dense(), dense), "bypassing the node is vanilla, the LoRA is off again"
 
 

@@ -12,7 +12,7 @@ import comfy.sd
 import nodes
 import pytest
 import torch
-from comfy_extras import nodes_custom_sampler, nodes_differential_diffusion, nodes_easycache
+from comfy_extras import nodes_custom_sampler, nodes_differential_diffusion, nodes_easycache, nodes_slg
 from core.pictures import painted
 
 from host import tiny
@@ -322,3 +322,20 @@ def test_a_stage_that_goes_on_from_leftover_noise_runs_dense(
     assert set(calls) == {(TOKENS + TEXT,) * 2}
     vanilla = stage(job.model.patcher, leftover, 2, 4, disable_noise=True, force_full_denoise=True)["samples"]
     assert torch.equal(second, vanilla)
+
+
+@pytest.mark.parametrize("context", ["cache", "auto"])
+def test_skip_layer_guidance(context: str, pack: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It asks for the same conditioning once more with layers left out, which has keys and values of its own; also
+    where the host finds too little memory to ask for everything at once."""
+    job = Job(pack, "flux_dev")
+    options = {"cfg": 2.0, "steps": 4}
+    results = []
+    for apart in (False, True):
+        with monkeypatch.context() as patching:
+            if apart:
+                patching.setattr(job.model.patcher.model, "memory_required", lambda *_, **__: float("inf"))
+            guided = call(nodes_slg.SkipLayerGuidanceDiT, job.model.patcher, 3.0, 0.0, 1.0, "0", "0")
+            results.append(job.sample(job.patched(guided, context=context), **options))
+        assert job.error_outside(results[-1]) <= 1e-5
+    assert results[0].isfinite().all() and job.change_inside(*results) < 0.5
