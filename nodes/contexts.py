@@ -51,9 +51,8 @@ def context_inputs() -> list[Any]:
             io.Boolean.Input,
             "reuse",
             "For contexts that cache: keep the dense steps' keys and values in CPU memory, up to memory_limit (without "
-            "one, up to half of what is free), for the "
-            "next run with the same picture, plan, model, LoRAs, prompt and steps. Another seed needs no dense step "
-            "then; its result differs slightly.",
+            "one, up to half of what is free), for the next run with the same picture, plan, model, LoRAs, prompt and "
+            "steps. Another seed needs no dense step then; its result differs slightly.",
             default=False,
         ),
     ]

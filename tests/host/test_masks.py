@@ -63,3 +63,18 @@ def test_a_host_that_looks_after_masks_is_left_to_it(pack: ModuleType, monkeypat
     job, plain, result, seen = results(pack, monkeypatch, "low", False)
     assert seen["masked"] > 0
     assert job.change_inside(result, plain) > 1e-4, "the stand-in ignores the mask: the tests above prove something"
+
+
+def test_flash_attention_is_not_asked_for_what_it_refuses(pack: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host would say so in the log for every call of every layer."""
+    job, seen = Job(pack, "flux_fill"), Counter[str]()
+    plain = job.hilo({"context": "low"})
+
+    def attention_flash(q: Any, k: Any, v: Any, heads: int, mask: Any = None, **kwargs: Any) -> Any:
+        seen["masked" if mask is not None else "fast"] += 1
+        return host_attention.attention_pytorch(q, k, v, heads, mask=mask, **kwargs)
+
+    monkeypatch.setattr(flux_math, "optimized_attention", host_attention.wrap_attn(attention_flash))
+    assert torch.equal(job.hilo({"context": "low"}), plain) and not seen["masked"]
+    job.hilo({"context": "none"})
+    assert seen["fast"]
