@@ -179,8 +179,25 @@ async function themes() {
     await state(name, other)
     await other.evaluate(inPage.zoomTo, ['HiLoTokenPlanner', 1.15])
     await state(`${name}_zoomed`, other)
+    if (name === 'chinese') await help(other, 'HiLoUnpack')
     await other.close()
   }
+}
+
+/** Open a node's help as its info button does, and see whether its pictures have come. */
+async function help(opened, type) {
+  await opened.evaluate((type) => {
+    const { app } = window
+    app.canvas.selectNode(app.graph._nodes.find((node) => node.type === type))
+  }, type)
+  // Not a click of the mouse: beside a node at the page's edge the button lies under its tabs.
+  await opened.getByTestId('info-button').first().dispatchEvent('click')
+  const content = opened.locator('.node-help-content')
+  await content.locator('img').first().waitFor()
+  await opened.waitForTimeout(1000)
+  const widths = await content.locator('img').evaluateAll((pictures) => pictures.map((one) => one.naturalWidth))
+  report.help = { text: await content.innerText(), widths }
+  await screenshot('help_in_chinese', opened)
 }
 
 async function open() {

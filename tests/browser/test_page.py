@@ -132,6 +132,13 @@ def test_the_nodes_speak_the_language_of_the_page(visit: Visit) -> None:
     assert chinese("ranOn", ran["headline"]) and chinese("calls", ran["lines"][0])
 
 
+def test_the_help_speaks_it_too(visit: Visit) -> None:
+    page = (ROOT / "web" / "docs" / "HiLoUnpack" / "zh.md").read_text(encoding="utf-8")
+    title = page.splitlines()[0].removeprefix("# ")
+    assert title in visit.report["help"]["text"]
+    assert len(visit.report["help"]["widths"]) == page.count("![") and min(visit.report["help"]["widths"]) > 100
+
+
 @pytest.mark.parametrize("look", ["light", "chinese", "vue_nodes"])
 def test_every_way_to_draw_the_page_shows_the_plan(visit: Visit, look: str) -> None:
     planner = visit.report["states"][look]["HiLoTokenPlanner"]
