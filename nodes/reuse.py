@@ -49,7 +49,9 @@ def name(run: Run, options: dict, control: Any, *content: Any) -> Hashable:
     """
     # Guidance that skips or changes blocks asks for the same conditionings once more, with other blocks.
     blocks = sorted(map(str, options.get("patches_replace", {}).get("dit", {})))
-    uuids = (*(options.get("uuids") or options.get("cond_or_uncond", ())), *blocks)
+    uuids = tuple(options.get("uuids") or options.get("cond_or_uncond", ()))
+    if blocks:
+        uuids = tuple((uuid, *blocks) for uuid in uuids)
     reuse = run.state.reuse if isinstance(run.state, CachingRun) else None
     others = ("patches", "patches_replace", "optimized_attention_override", "rope_options")
     if reuse is None or control or any(options.get(other) for other in others) or _hooks(reuse.model()):

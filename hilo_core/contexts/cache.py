@@ -19,6 +19,7 @@ from .base import AttentionCall, Context, ContextRun, Expected, Forward, KeysVal
 from .kvcache import LAYERS_CHANGED, KVCache
 from .low import LowContext
 from .memory import Memory
+from .regroup import regroup
 from .reuse import ReuseOfRun
 
 GB = 1e9
@@ -126,7 +127,7 @@ class CachingRun(ContextRun):
 
     def cache(self, conds: Hashable) -> KVCache:
         """The cache for a call's conditionings."""
-        if conds not in self.caches:
+        if conds not in self.caches and not regroup(self.caches, conds):
             self.caches[conds] = KVCache(self.memory, self.rows, self.context.forecast)
         return self.caches[conds]
 

@@ -35,6 +35,7 @@ class KVCache:
 
     Attributes:
         layers: for each attention call, keys and values.
+        before: those of the capture before, where they are carried on.
         step: schedule step of the last dense capture, ``None`` before it.
         capturing: schedule step of the dense call under way.
         filled: rows that hold something; the first ones.
@@ -52,7 +53,7 @@ class KVCache:
         self.filled = 0
         self.age = torch.zeros(rows, dtype=torch.long)
         self.seen = 0
-        self._before: Layers = {}
+        self.before: Layers = {}
         self._sigmas = torch.full((2, rows), torch.nan)  # of the last capture and of the one before it
         self._undo = self._sigmas, self.age
         self._weight: torch.Tensor | None = None
@@ -84,7 +85,7 @@ class KVCache:
         """A dense call's rows of one layer, ``(..., rows, ...)`` along ``call.dim``."""
         pair = self.layers.get(call.layer)
         if self.forecast == "linear" and pair is not None:
-            self._before[call.layer], pair = pair, self._before.get(call.layer)
+            self.before[call.layer], pair = pair, self.before.get(call.layer)
         if pair is None or pair[0].shape != k.shape:
             self.layers[call.layer] = self._hold(call, k, v)
             return
@@ -109,9 +110,9 @@ class KVCache:
             self.layers[call.layer] = self._hold(call, *(_empty(one, call.dim, self.rows) for one in (k, v)))
         pair = self.layers[call.layer]
         if self.forecast == "linear":
-            if call.layer not in self._before:
-                self._before[call.layer] = self._copies(pair)
-            for held, old in zip(pair, self._before[call.layer], strict=True):
+            if call.layer not in self.before:
+                self.before[call.layer] = self._copies(pair)
+            for held, old in zip(pair, self.before[call.layer], strict=True):
                 rows = held.read()
                 old.write(index, rows.index_select(call.dim, index.to(rows.device)))
         for held, new in zip(pair, (k, v), strict=True):
@@ -125,22 +126,35 @@ class KVCache:
         """
         if call.layer not in self.layers:
             raise UnsupportedModel(LAYERS_CHANGED)
-        for held in (*self.layers.get(call.layer + 1, ()), *self._before.get(call.layer + 1, ())):
+        for held in (*self.layers.get(call.layer + 1, ()), *self.before.get(call.layer + 1, ())):
             held.coming()
         k, v = (held.read() for held in self.layers[call.layer])
-        if self._weight is None or call.layer not in self._before:
+        if self._weight is None or call.layer not in self.before:
             return k, v
         weight = self._weight.to(k)
-        old_k, old_v = (held.read() for held in self._before[call.layer])
+        old_k, old_v = (held.read() for held in self.before[call.layer])
         return _along(old_k, k, weight, call.dim), _along(old_v, v, weight, call.dim)
 
     def borrow(self, layers: Layers, step: int, sigma: float) -> None:
         """Copy all rows from somebody who captured them at a step of the same schedule."""
         if self.forecast == "linear":
-            self._before = self.layers
+            self.before = self.layers
         self.layers = {layer: self._copies(pair) for layer, pair in layers.items()}
         self.begin(sigma, torch.arange(self.rows))
         self.step, self.filled = step, self.rows
+
+    def like(self, other: KVCache) -> bool:
+        """Whether every row of both was captured at the same moments."""
+        mine, others = ((one.step, one.filled, *one.layers, None, *one.before) for one in (self, other))
+        moments = zip((self._sigmas.nan_to_num(-1), self.age), (other._sigmas.nan_to_num(-1), other.age), strict=True)
+        return mine == others and all(torch.equal(one, two) for one, two in moments)
+
+    def with_layers(self, layers: Layers, before: Layers) -> KVCache:
+        """A cache that was filled at the same moments, with other rows."""
+        cache = KVCache(self.memory, self.rows, self.forecast)
+        cache.layers, cache.before = layers, before
+        cache.step, cache.filled, cache.age, cache._sigmas = self.step, self.filled, self.age, self._sigmas
+        return cache
 
     def check(self) -> None:
         """Raise ``UnsupportedModel`` where the forward had other attention calls than the captured one."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Hashable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -33,11 +34,13 @@ class Attention:
         run: the context at work.
         flat: heads are merged, ``(B, N, H * D)``, else ``(B, H, N, D)``.
         conds: name of the conditionings.
+        batch: which of the two samples a call is for.
     """
 
     run: ContextRun
     flat: bool = False
-    conds: str = "conds"
+    conds: Hashable = "conds"
+    batch: slice = field(default_factory=lambda: slice(None))
 
     def __post_init__(self) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -46,7 +49,7 @@ class Attention:
 
     def rows(self, layer: int, sigma: float) -> torch.Tensor:
         """``(2, B, H, TEXT + N, D)`` true keys and values."""
-        return self.still[layer] + sigma * self.moving[layer]
+        return (self.still[layer] + sigma * self.moving[layer])[:, self.batch]
 
     def call(self, step: int, sigma: float, layers: int = LAYERS) -> tuple[Forward, list[torch.Tensor]]:
         """One model call: what it computed, and each layer's answer to the queries of the text.

@@ -196,7 +196,7 @@ def test_a_mask_in_the_border_that_is_cropped_off() -> None:
     mask = torch.zeros(1, 519, 512)
     mask[:, -2:, 100:200] = 1
     plan = make_plan(picture(519, 512), mask, PlanSettings(dilation=0))
-    with pytest.raises(ValueError, match=r"mask lies only in the border .* 512 x 519 pixels.* raise dilation"):
+    with pytest.raises(ValueError, match=r"mask lies only in the border .*512 x 519 pixels.* raise dilation"):
         plan.on_grid(Grid.of_picture(plan.size))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from importlib import import_module
 from types import ModuleType
 from typing import Any
 
@@ -339,3 +340,32 @@ def test_skip_layer_guidance(context: str, pack: ModuleType, monkeypatch: pytest
             results.append(job.sample(job.patched(guided, context=context), **options))
         assert job.error_outside(results[-1]) <= 1e-5
     assert results[0].isfinite().all() and job.change_inside(*results) < 0.5
+
+
+@pytest.mark.parametrize("context", ["cache", "auto"])
+@pytest.mark.parametrize("name", ["flux_dev", "qwen_image"])
+def test_a_host_that_runs_out_of_memory_for_both_conditionings_at_once(
+    name: str, context: str, pack: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From one step to the next it evaluates them apart: keys and values go with them, and no step more is dense."""
+    job, sizes = Job(pack, name), []
+    needed, facts = job.model.patcher.model.memory_required, []
+    kind = import_module(f"{pack.__name__}.hilo_core.run").Run
+    told = kind.facts
+    monkeypatch.setattr(kind, "facts", lambda run: facts.append(told(run)) or facts[-1])
+
+    def at_times(*args: Any, **kwargs: Any) -> float:
+        sizes.append(len(sizes))
+        return float("inf") if len(sizes) > 4 else needed(*args, **kwargs)
+
+    patched = job.patched(context=context, refresh=0, forecast="hold")
+    together = job.sample(patched, cfg=2.0, steps=5)
+    with monkeypatch.context() as patching:
+        patching.setattr(job.model.patcher.model, "memory_required", at_times)
+        apart = job.sample(patched, cfg=2.0, steps=5)
+    assert len(sizes) > 4
+    first, second = facts[-3], facts[-1]
+    assert second["compressed_calls"] > first["compressed_calls"], "conditionings were evaluated apart"
+    assert second["dense_calls"] <= first["dense_calls"] + 1, "the last step is dense for each of them"
+    assert second["cache_bytes"] == first["cache_bytes"]
+    torch.testing.assert_close(apart, together, atol=2e-4, rtol=2e-4)
