@@ -22,7 +22,9 @@ def edge_energy(image: torch.Tensor) -> torch.Tensor:
     strongest = None
     for picture in image.numpy():
         luma = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
-        gradient = cv2.magnitude(cv2.Sobel(luma, cv2.CV_32F, 1, 0), cv2.Sobel(luma, cv2.CV_32F, 0, 1))
+        across, down = cv2.Sobel(luma, cv2.CV_32F, 1, 0), cv2.Sobel(luma, cv2.CV_32F, 0, 1)
+        # Not cv2.magnitude: its rounding depends on where its memory lies, and a plan must not.
+        gradient = np.sqrt(across * across + down * down)
         strongest = gradient if strongest is None else np.maximum(strongest, gradient)
     return torch.from_numpy(strongest)
 

@@ -27,7 +27,9 @@ def regroup(caches: Caches, conds: Hashable) -> bool:
         Whether it could be done. It cannot where a conditioning is new or has no name of its own, or where the caches
         were filled at different noise levels.
     """
-    holders = [key for key in caches if isinstance(key, tuple) and isinstance(conds, tuple) and set(key) & set(conds)]
+    if not isinstance(conds, tuple):
+        return False
+    holders = [key for key in caches if isinstance(key, tuple) and set(key) & set(conds)]
     held = [name for key in holders for name in key]
     if not conds or len(set(held)) < len(held) or len(set(conds)) < len(conds) or not set(conds) <= set(held):
         return False

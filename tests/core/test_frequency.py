@@ -24,6 +24,11 @@ def test_a_batch_takes_the_strongest() -> None:
     assert torch.equal(edge_energy(images), alone.amax(0))
 
 
+def test_the_same_picture_has_the_same_edges_wherever_its_memory_lies() -> None:
+    image = picture(48, 64)
+    assert all(torch.equal(edge_energy(image.clone()), edge_energy(image)) for _ in range(200))
+
+
 @pytest.mark.parametrize("level", [0.0, 0.3, 1.0])
 def test_a_flat_picture_has_no_edges(level: float) -> None:
     energy = edge_energy(torch.full((1, 64, 64, 3), level))
