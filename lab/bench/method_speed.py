@@ -1,4 +1,4 @@
-"""What the other systems of the papers save on shapes of real models: ToDo at 2048 px, SDTM on SD3's shapes.
+"""What the other systems of the papers save on shapes of real models: ToDo at 2048 px, SDTM and DiffCR on SD3's shapes.
 
 `python -m lab.speed methods` writes methods.json and methods.md. Few blocks of each model, random weights."""
 
@@ -28,24 +28,27 @@ from lab.bench.shapes import HostModel
 
 @dataclass(frozen=True)
 class Trial:
-    """One comparison of a paper.
+    """What is compared on one model.
 
     Attributes:
         rows: names in `lab.bench.rows.ROWS`, compared with dense.
         size: pixels a side.
         calls: model calls; a method that changes along the run needs several.
-        paper: what the paper reports.
     """
 
     rows: tuple[str, ...]
     size: int
     calls: int
-    paper: str
 
 
 TRIALS: dict[str, Trial] = {
-    "flux": Trial(("todo_paper", "todo_2", "todo_4"), 2048, 1, "ToDo: up to 4.5x at 2048 px, on a U-Net"),
-    "sd35_medium": Trial(("sdtm_30", "sdtm_50", "sdtm_70"), 1024, 4, "SDTM: 1.55x on SD3 and SD3.5"),
+    "flux": Trial(("todo_paper", "todo_2", "todo_4"), 2048, 1),
+    "sd35_medium": Trial(("sdtm_30", "sdtm_50", "sdtm_70", "diffcr_25", "diffcr_50", "diffcr_75"), 1024, 4),
+}
+PAPERS = {
+    "todo": "ToDo: up to 4.5x at 2048 px, on a U-Net",
+    "sdtm": "SDTM: 1.55x on SD3 and SD3.5",
+    "diffcr": "DiffCR: up to 58 % fewer operations, trained",
 }
 
 
@@ -121,7 +124,7 @@ def measure(name: str, model: MethodModel, args: argparse.Namespace, scene: Scen
             "dense_attention_seconds": kernel["dense"],
             "attention_seconds": kernel[row],
             "pairs": kernels[row][0].pairs / kernels["dense"][0].pairs,
-            "paper": trial.paper,
+            "paper": PAPERS[ROWS[row].method],
         }
         for row in trial.rows
     ]
