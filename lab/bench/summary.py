@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -50,13 +51,14 @@ def summarise(content: dict[str, Any]) -> dict[str, Any]:
     return {
         "environments": content["environments"],
         "rule": RULE,
-        "rows": table_rows([result for result in results if not result["entrance"]]),
+        "rows": table_rows([result for result in results if not result["entrance"]], content["environments"]),
         "entrance": entrance([result for result in results if result["entrance"]]),
     }
 
 
-def table_rows(results: Results) -> list[dict[str, Any]]:
-    """One entry for each size, number of steps, group of masks and row; all relative to dense on the row's pictures."""
+def table_rows(results: Results, environments: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+    """One entry for each size, number of steps, group of masks and row; all relative to dense on the row's pictures,
+    times on those that dense was timed on by the same processor."""
     found = defaultdict(dict)
     for result in results:
         found[result["size"], result["steps"], result["group"]].setdefault(result["row"], []).append(result)
@@ -66,6 +68,7 @@ def table_rows(results: Results) -> list[dict[str, Any]]:
         for name in [name for name in ROWS if name in by_row]:
             entries = by_row[name]
             dense = [dense_of[entry["case"]] for entry in entries]
+            timed = [pair for pair in zip(entries, dense, strict=True) if _same_processor(*pair, environments or {})]
             means = {key: _mean(entries, key) for key in MEANS}
             rows.append(
                 {
@@ -77,7 +80,8 @@ def table_rows(results: Results) -> list[dict[str, Any]]:
                     "pictures": len(entries),
                     **means,
                     "flops_share": means["flops"] / _mean(dense, "flops"),
-                    "seconds_share": means["seconds"] / _mean(dense, "seconds"),
+                    "seconds_share": _mean([own for own, _ in timed], "seconds")
+                    / _mean([other for _, other in timed], "seconds"),
                     "edge_ratio": _ratio(entries, "edge", "edge_source"),
                     "grid_ratio": _ratio(entries, "grid_border", "grid_inside"),
                     **judge(
@@ -124,6 +128,11 @@ def entrance(results: Results) -> list[dict[str, Any]]:
             }
         )
     return lines
+
+
+def _same_processor(entry: dict[str, Any], other: dict[str, Any], environments: Mapping[str, Any]) -> bool:
+    first, second = (environments.get(one.get("run", ""), {}).get("processor") for one in (entry, other))
+    return first == second
 
 
 def _column(entries: Results, key: str) -> np.ndarray:

@@ -218,6 +218,12 @@ def test_summary_is_the_mean_of_its_pictures() -> None:
     assert rows["edit_only"]["flops_share"] == 0.5 and rows["edit_only"]["passed"] is False
     assert rows["edit_only"]["edge_ratio"] == 0.5 and rows["edit_only"]["grid_ratio"] == 2
     assert rows["edit_only"]["by_kind"] == {"stripes": pytest.approx(-2)}
+    for entry in results:  # timed on another machine than dense: no ratio
+        entry["run"] = "there" if entry["row"] == "edit_only" else "here"
+    machines = {"here": {"processor": "A"}, "there": {"processor": "B"}}
+    rows = {row["row"]: row for row in table_rows(results, machines)}
+    assert np.isnan(rows["edit_only"]["seconds_share"]) and rows["dense"]["seconds_share"] == 1
+    assert rows["edit_only"]["delta_psnr"] == pytest.approx(-2), "a picture's quality is the same everywhere"
     (line,) = entrance(results)
     assert line["over_telea"] == pytest.approx(5) and line["edit_only_cost"] == pytest.approx(2) and line["able"]
     blind = [{**entry, "psnr_mask": entry["psnr_mask"] + 1.5 * (entry["row"] == "edit_only")} for entry in results]
