@@ -134,7 +134,6 @@ class HiLoPatch:
         if reason or not run.window.active(float(t.max())):
             if reason:
                 _say(run, f"{reason}; the model runs dense")
-            run.dense_calls += 1
             return self._whole(executor, run, *given)
 
         base = executor.class_obj
@@ -182,7 +181,6 @@ class HiLoPatch:
                     "report the model"
                 )
             _say(run, f"{run.given_up}; the model runs dense")
-            run.dense_calls += 1
             return self._whole(executor, run, *given)
         run.done(forward)
         if references is not None:
@@ -194,6 +192,7 @@ class HiLoPatch:
     def _whole(executor: Any, run: Run, given: tuple, kwargs: dict) -> torch.Tensor:
         """A call as the host made it, with the source put back outside the edit region."""
         x = given[0]
+        run.dense_calls += 1
         with run.timed(True, x.device):
             denoised = executor(*given, **kwargs)
         return shaped(run.pin(flat(denoised)), x)

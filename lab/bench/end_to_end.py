@@ -126,7 +126,7 @@ def run_seconds(
     """Seconds of all steps of a run, and where the context keeps keys and values of a second one with those of the
     first; both of the real number of blocks."""
     grid = plan.on_grid(model.core().Grid.of_picture((size, size)), context.uses_low)
-    if not hasattr(context, "cache_place") or grid.dense:
+    if not context.needs_attention or grid.dense:  # nothing is cached: all steps cost the same
         return [STEPS * step_seconds(model, names, size, rounds, plan, context)]
     _, count = shortest((context,), grid, STEPS)
     short, whole = calls(context, grid, count), calls(context, grid, STEPS)

@@ -105,7 +105,7 @@ def main(argv: list[str] | None = None) -> int:
     }
     args.out.write_text(json.dumps(content) + "\n", encoding="utf-8")
     known = Changes.load(args.out)
-    plot({f"calibrated, ratio {ratio:.2f}": known.ratios(ratio) for ratio in (0.25, 0.5, 0.75)}, args.plot)
+    plot({f"calibrated, ratio {ratio:.2f}": known.ratios(ratio) for ratio in DIFFCR_RATIOS}, args.plot)
     print(f"written to {args.out} and {args.plot}")
     files = {ratio: args.weights.parent / diffcr_file(ratio) for ratio in DIFFCR_RATIOS}
     routers = {ratio: Tuned.load(path).routers for ratio, path in files.items() if path.is_file()}
