@@ -113,8 +113,7 @@ class KVCache:
             if call.layer not in self.before:
                 self.before[call.layer] = self._copies(pair)
             for held, old in zip(pair, self.before[call.layer], strict=True):
-                rows = held.read()
-                old.write(index, rows.index_select(call.dim, index.to(rows.device)))
+                old.write(index, held.take(index))
         for held, new in zip(pair, (k, v), strict=True):
             held.write(index, new)
 

@@ -45,12 +45,21 @@ class Held:
     def bytes(self) -> int:
         return sum(part.nbytes for part in self.parts)
 
+    @property
+    def full_bytes(self) -> int:
+        """Bytes of the rows in their own type, as ``read`` gives them."""
+        return self.shape.numel() * self.rows.dtype.itemsize
+
     def coming(self) -> None:
         """It will be read next."""
 
     def read(self) -> torch.Tensor:
         """The rows, on their device and in their type."""
         return self.rows
+
+    def take(self, index: torch.Tensor) -> torch.Tensor:
+        """Some rows, by their ``(R,)`` long index, on their device and in their type."""
+        return self.rows.index_select(self.dim, index.to(self.rows.device))
 
     def write(self, index: torch.Tensor | None, rows: torch.Tensor) -> None:
         """Replace some rows, by their ``(R,)`` long index, or with ``None`` all of them."""
@@ -70,13 +79,24 @@ class EightBit(Held):
     def parts(self) -> Sequence[torch.Tensor]:
         return self.rows, self.scale
 
+    @property
+    def full_bytes(self) -> int:
+        return self.shape.numel() * self.dtype.itemsize
+
     def read(self) -> torch.Tensor:
-        heads = self.rows.to(self.dtype).mul_(self.scale.to(self.dtype))
-        return heads.flatten(-2) if len(self.shape) == 3 else heads
+        return self._in_full(self.rows, self.scale)
+
+    def take(self, index: torch.Tensor) -> torch.Tensor:
+        index = index.to(self.rows.device)
+        return self._in_full(*(part.index_select(self.dim, index) for part in self.parts))
 
     def write(self, index: torch.Tensor | None, rows: torch.Tensor) -> None:
         for held, new in zip(self.parts, self._quantised(rows), strict=True):
             _write(held, self.dim, index, new)
+
+    def _in_full(self, rows: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        heads = rows.to(self.dtype).mul_(scale.to(self.dtype))
+        return heads.flatten(-2) if len(self.shape) == 3 else heads
 
     def _quantised(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         heads = rows.unflatten(-1, (-1, self.head_dim)) if rows.ndim == 3 else rows
@@ -117,6 +137,13 @@ class OnCpu(Held):
         rows = self._arrived(*self._arriving)
         self._arriving = None
         return rows
+
+    def take(self, index: torch.Tensor) -> torch.Tensor:
+        # The whole layer comes: it is read later in the same call, and was asked for ahead of it.
+        self.coming()
+        if self._arriving is None:
+            return super().take(index).to(self.device)
+        return self._arrived(*self._arriving).index_select(self.dim, index.to(self.device))
 
     def write(self, index: torch.Tensor | None, rows: torch.Tensor) -> None:
         if not self._cuda:

@@ -68,7 +68,7 @@ class Reuse:
 
     def keep(self, key: Key, model: ReferenceType[Any], layers: Layers) -> None:
         """Keep a copy of captured layers, if it fits at all."""
-        size = sum(2 * held.read().nbytes for held, _ in layers.values())
+        size = sum(held.full_bytes for pair in layers.values() for held in pair)
         if self.limit and size > self.limit:
             return
         copies: Layers = {

@@ -52,6 +52,30 @@ def test_rows_written_come_back(place: str) -> None:
     torch.testing.assert_close(held.read(), rows(2), **tolerance)
 
 
+@pytest.mark.parametrize("flat", [False, True])
+@pytest.mark.parametrize("place", PLACES[1:])
+def test_some_rows_are_those_of_all_rows(place: str, flat: bool) -> None:
+    given = rows().bfloat16()
+    given, dim = (given.transpose(1, 2).flatten(2), 1) if flat else (given, 2)
+    held, index = Memory(place).hold(given, dim, 64), torch.tensor([4, 17, 0])
+    assert torch.equal(held.take(index), held.read().index_select(dim, index))
+    assert held.take(index).dtype == torch.bfloat16
+    assert held.full_bytes == held.read().nbytes == given.nbytes
+
+
+@pytest.mark.parametrize("place", PLACES[1:])
+def test_a_layer_is_read_once_a_call(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that a forecast keeps the last capture of are few: from the CPU a second reading of all would be dear."""
+    model = attention(make_context("rolling", cache_place=place, forecast="linear", share=0.1))
+    for step, sigma in enumerate((0.9, 0.8)):
+        model.call(step, sigma)
+    read: list[Held] = []
+    held = {"device": Held, "8 bit": EightBit, "cpu": OnCpu}[place]
+    monkeypatch.setattr(held, "read", lambda self, whole=held.read: read.append(self) or whole(self))
+    model.call(2, 0.7)
+    assert len(read) == len(set(map(id, read))) == 2 * 2 * LAYERS, "keys and values of two captures"
+
+
 def test_eight_bit_has_a_scale_for_each_row_and_head() -> None:
     """A loud row or head must not cost the quiet ones their bits."""
     loud = rows()
@@ -197,3 +221,4 @@ def test_rows_on_the_cpu_come_back_to_their_device() -> None:
     held = OnCpu(torch.ones(1, 1, 4, 2), 2, 2)
     held.device = torch.device("meta")
     assert held.read().device.type == "meta" and held.rows.device.type == "cpu"
+    assert held.take(torch.tensor([1, 2])).device.type == "meta"
