@@ -8,7 +8,9 @@ EVENT = "hilo_token.run"
 
 
 def announce(node: str | None, facts: dict[str, Any]) -> None:
-    """Send what a run did to the pages that show node ``node``; where no server runs nothing happens.
+    """Send what a run did to the page that queued it; where no server runs, or no page queued it, nothing happens.
+
+    Like the host's own events it goes to one page alone: another's may have a node of the same id.
 
     Args:
         node: its id; ``None`` where no page asked for the run.
@@ -22,4 +24,5 @@ def announce(node: str | None, facts: dict[str, Any]) -> None:
         server = PromptServer.instance
     except (ImportError, AttributeError):
         return
-    server.send_sync(EVENT, {"node": node, "facts": facts})
+    if server.client_id is not None:
+        server.send_sync(EVENT, {"node": node, "facts": facts}, server.client_id)

@@ -34,9 +34,12 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
     """What goes to the page, from a server that only listens."""
     messages: list[tuple[str, dict[str, Any]]] = []
     manager = SimpleNamespace(register=lambda entry: messages.append(("replace", entry.as_dict())))
-    instance = SimpleNamespace(
-        send_sync=lambda event, data: messages.append((event, data)), node_replace_manager=manager
-    )
+
+    def send_sync(event: str, data: dict[str, Any], page: str) -> None:
+        assert page == instance.client_id
+        messages.append((event, data))
+
+    instance = SimpleNamespace(send_sync=send_sync, client_id="page", node_replace_manager=manager)
     fake = ModuleType("server")
     fake.PromptServer = SimpleNamespace(instance=instance)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "server", fake)
@@ -166,6 +169,16 @@ def test_a_run_passed_through_says_why(pack: ModuleType, sent: list[tuple[str, d
 
 def test_without_a_server_nothing_is_sent(pack: ModuleType) -> None:
     import_module(f"{pack.__name__}.nodes.events").announce("7", FACTS)
+
+
+def test_a_run_that_no_page_queued_is_told_to_none(pack: ModuleType, sent: list[tuple[str, dict[str, Any]]]) -> None:
+    """Without an address the server would tell every page, and each may have a node of this id."""
+    announce = import_module(f"{pack.__name__}.nodes.events").announce
+    announce("7", FACTS)
+    assert len(sent) == 1
+    sys.modules["server"].PromptServer.instance.client_id = None
+    announce("7", FACTS)
+    assert len(sent) == 1
 
 
 def test_a_renamed_node_is_registered(pack: ModuleType, sent: list[tuple[str, dict[str, Any]]]) -> None:
