@@ -20,7 +20,7 @@ import torch
 from tqdm import tqdm
 
 from lab.bench import quality_report, record, summary
-from lab.bench.cases import folder_cases, held_out_case
+from lab.bench.cases import folder_cases, held_out_case, kind_of
 from lab.bench.rows import ROWS, chosen
 from lab.bench.worker import Job, Part, measurements
 from lab.comfyui.find import find_hosts, stated_version
@@ -35,6 +35,7 @@ DEFAULT = (Part(768, 20, only="wide"), Part(256, 8, every=3))
 FULL = (Part(256, 8), Part(256, 20), Part(512, 8), Part(512, 20), Part(768, 20, only="wide"))
 MARKS = ("core", "wide", "study", "preset", "system")  # of `lab.bench.rows.Row`
 ENTRANCE_CASES = 60  # six of each kind of picture
+MORE_PHOTOS = 4  # times as many of photographs, which differ more from one another than drawn ones
 
 
 def jobs(args: argparse.Namespace) -> Iterator[Job]:
@@ -45,8 +46,10 @@ def jobs(args: argparse.Namespace) -> Iterator[Job]:
         return
     if not (args.host or args.only or args.first):
         part = Part(min(256, args.parts[0].size), args.steps or 8, only="entrance", entrance=True)
-        for number in range(min(ENTRANCE_CASES, 5 * args.pictures)):
-            yield part, partial(held_out_case, summary.ENTRANCE_GROUP, number, part.size)
+        group, cases = summary.ENTRANCE_GROUP, min(ENTRANCE_CASES, 5 * args.pictures)
+        for number in range(MORE_PHOTOS * cases):
+            if number < cases or kind_of(group, number) == "photo":
+                yield part, partial(held_out_case, group, number, part.size)
     for number in range(args.first, args.pictures):
         for part in args.parts:
             if number % part.every == 0:

@@ -38,6 +38,12 @@ class Case:
     seed: int
 
 
+def kind_of(group: str, number: int) -> str:
+    """The kind of picture of `held_out_case`: shifted by the group, so that a few cases a group still see every kind
+    and no two groups the same picture."""
+    return KINDS[(number + 3 * list(GROUPS).index(group)) % len(KINDS)]
+
+
 def held_out_case(group: str, number: int, size: int) -> Case:
     """The `number`-th case of a group: kinds in turn, a new picture, mask and noise each time, the same at every call.
 
@@ -46,10 +52,7 @@ def held_out_case(group: str, number: int, size: int) -> Case:
         number: from 0.
         size: side in pixels, a multiple of 16.
     """
-    # Shifted by the group, so that a few cases a group still see every kind and no two groups the same picture.
-    place = list(GROUPS).index(group)
-    kind = KINDS[(number + 3 * place) % len(KINDS)]
-    seed = 3 * number + place
+    kind, seed = kind_of(group, number), 3 * number + list(GROUPS).index(group)
     image = picture(kind, HELD_OUT_SEED + seed, size)
     mask = sample_mask(np.random.default_rng([seed, 1]), size, group)
     return Case(f"{group}-{number:03d}-{kind}", kind, group, as_float(image), fill_pinholes(mask), seed)

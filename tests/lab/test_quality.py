@@ -151,7 +151,7 @@ def test_a_whole_run(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert {row["row"] for row in content["rows"]} == {"dense", *names}
     assert {row["group"] for row in content["rows"]} == set(GROUPS)
     assert all(row["pictures"] == 2 and row["passed"] is None for row in content["rows"])
-    assert len(read_json(tmp_path / "quality_pictures.json.gz")["pictures"]) == 2 * 3 * 5 + 10 * 4
+    assert len(read_json(tmp_path / "quality_pictures.json.gz")["pictures"]) == 2 * 3 * 5 + (10 + 3) * 4
     assert {line["kind"] for line in content["entrance"]} == set(KINDS)
     dense = next(row for row in content["rows"] if row["row"] == "dense")
     assert dense["delta_psnr"] == 0 and dense["flops_share"] == 1 and dense["dense_psnr_mask"] == metrics.CEILING
