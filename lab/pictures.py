@@ -9,24 +9,20 @@ import numpy as np
 import skimage.data
 from sklearn.datasets import load_sample_image
 
+from lab.leaves import leaves
 from lab.procedural import KINDS as PROCEDURAL
 
 HELD_OUT_SEED = 2**31  # seeds from here on are for benches; training draws below
+SCENES = ("astronaut", "camera", "chelsea", "coins", "flower.jpg", "rocket", "stereo_motorcycle")  # thrice as often
 TRAIN_PHOTOS = (
-    "astronaut",
-    "chelsea",
-    "rocket",
-    "retina",
-    "hubble_deep_field",
-    "immunohistochemistry",
-    "stereo_motorcycle",
+    *SCENES,
     "brick",
     "grass",
     "gravel",
-    "camera",
-    "coins",
+    "hubble_deep_field",
+    "immunohistochemistry",
     "moon",
-    "flower.jpg",
+    "retina",
 )
 HELD_OUT_PHOTOS = ("coffee", "china.jpg")
 KINDS = (*PROCEDURAL, "photo")
@@ -42,7 +38,7 @@ def photograph(name: str) -> np.ndarray:
 
 def photo_crop(rng: np.random.Generator, size: int, held_out: bool) -> np.ndarray:
     """A random crop of a random photograph, scaled to `size` and flipped half of the time."""
-    image = photograph(str(rng.choice(HELD_OUT_PHOTOS if held_out else TRAIN_PHOTOS)))
+    image = photograph(str(rng.choice(HELD_OUT_PHOTOS if held_out else (*TRAIN_PHOTOS, *SCENES, *SCENES))))
     short = min(image.shape[:2])
     side = int(min(short, max(size * rng.uniform(0.6, 1.8), 0.35 * short)))
     top, left = (int(rng.integers(length - side + 1)) for length in image.shape[:2])
@@ -53,10 +49,18 @@ def photo_crop(rng: np.random.Generator, size: int, held_out: bool) -> np.ndarra
 
 
 def varied(rng: np.random.Generator, crop: np.ndarray) -> np.ndarray:
-    """The crop turned by quarters, its colours swapped and its tones bent: few photographs must stand for many."""
+    """The crop turned by quarters, its colours swapped and the tones of each bent: few photographs must stand for many,
+    and grey ones for coloured ones."""
     turned = np.rot90(crop, int(rng.integers(4)))[..., rng.permutation(3)]
-    tones = 255 * np.linspace(0, 1, 256) ** np.exp(rng.normal(0, 0.35)) * rng.uniform(0.6, 1)
-    return cv2.LUT(np.ascontiguousarray(turned), np.round(tones).astype(np.uint8))
+    bends = np.exp(rng.normal(0, 0.35) + rng.normal(0, 0.2, 3))
+    tones = 255 * np.linspace(0, 1, 256)[:, None] ** bends * rng.uniform(0.6, 1)
+    return cv2.LUT(np.ascontiguousarray(turned), np.round(tones).astype(np.uint8)[None])
+
+
+def training_leaves(rng: np.random.Generator, size: int) -> np.ndarray:
+    """Dead leaves in the colours of a training photograph."""
+    pixels = varied(rng, photograph(str(rng.choice(TRAIN_PHOTOS)))).reshape(-1, 3)
+    return leaves(rng, size, pixels[rng.integers(len(pixels), size=40)].astype(np.float32))
 
 
 def picture(kind: str, seed: int, size: int = 256) -> np.ndarray:

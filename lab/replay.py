@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from lab.autoencoder import DOWNSCALE, encode
 from lab.masks import sample_mask
-from lab.pictures import HELD_OUT_SEED, KINDS, picture
+from lab.pictures import HELD_OUT_SEED, KINDS, picture, training_leaves
 from lab.sampling import PATCH, fill_condition, pack
 
 MASKS_PER_PICTURE = 2
@@ -26,8 +26,11 @@ def to_tensor(pictures: list[np.ndarray]) -> Tensor:
 
 
 def draw(rng: np.random.Generator, size: int, photo_share: float) -> np.ndarray:
-    """One training picture: a photograph with probability `photo_share`, else any procedural kind."""
+    """One training picture: with probability `photo_share` a photograph, or one time in three dead leaves in its place;
+    else any procedural kind."""
     kind = "photo" if rng.random() < photo_share else str(rng.choice(KINDS[:-1]))
+    if kind == "photo" and rng.random() < 1 / 3:
+        return training_leaves(rng, size)
     return picture(kind, int(rng.integers(HELD_OUT_SEED)), size)
 
 
@@ -51,7 +54,7 @@ class ReplayPool:
         self.written = 0
 
     @torch.no_grad()
-    def refresh(self, pictures: int, photo_share: float = 0.35) -> None:
+    def refresh(self, pictures: int, photo_share: float = 0.55) -> None:
         """Encode new pictures, each with two masks, over the oldest entries."""
         for _ in range(pictures):
             images = to_tensor([draw(self.rng, self.size, photo_share)]).to(self.device)

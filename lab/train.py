@@ -93,7 +93,7 @@ def noise_levels(batch: int, device: torch.device) -> Tensor:
 def side_factor(progress: float, step: int) -> int:
     """How many times `--size` the pictures of a step are wide: 1, and late in the run also 2 and 3, so that the model
     knows distances and numbers of tokens beyond those that most of its training can afford."""
-    if progress < 0.6 or step % 4:
+    if progress < 0.6 or step % 2:
         return 1
     return 2 if step % 8 else 3
 

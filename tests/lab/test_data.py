@@ -6,8 +6,18 @@ import numpy as np
 import pytest
 
 from lab.masks import GROUPS, sample_mask
-from lab.pictures import HELD_OUT_PHOTOS, HELD_OUT_SEED, KINDS, PROCEDURAL, TRAIN_PHOTOS, picture
+from lab.pictures import (
+    HELD_OUT_PHOTOS,
+    HELD_OUT_SEED,
+    KINDS,
+    PROCEDURAL,
+    SCENES,
+    TRAIN_PHOTOS,
+    picture,
+    training_leaves,
+)
 from lab.procedural import TILE
+from lab.replay import draw
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -20,6 +30,7 @@ def test_the_same_seed_draws_the_same_picture(kind: str) -> None:
 
 def test_held_out_photographs_are_not_trained_on() -> None:
     assert not set(HELD_OUT_PHOTOS) & set(TRAIN_PHOTOS)
+    assert set(SCENES) < set(TRAIN_PHOTOS)
 
 
 def test_photo_seeds_choose_the_side_of_the_split(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -33,6 +44,32 @@ def test_photo_seeds_choose_the_side_of_the_split(monkeypatch: pytest.MonkeyPatc
     for seed in range(HELD_OUT_SEED, HELD_OUT_SEED + 20):
         picture("photo", seed, 64)
     assert set(asked) == set(HELD_OUT_PHOTOS)
+
+
+def test_training_draws_dead_leaves_in_the_colours_of_training_photographs(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, again = (training_leaves(np.random.default_rng(3), 96) for _ in range(2))
+    assert first.shape == (96, 96, 3) and first.dtype == np.uint8 and np.array_equal(first, again)
+    asked: list[str] = []
+    pixels = np.full((20, 20, 3), (200, 0, 0), np.uint8)
+    monkeypatch.setattr("lab.pictures.photograph", lambda name: asked.append(name) or pixels)
+    means = np.stack([training_leaves(np.random.default_rng(seed), 64).mean((0, 1)) for seed in range(20)])
+    assert set(asked) <= set(TRAIN_PHOTOS)
+    assert (means.max(1) > 2 * np.sort(means, axis=1)[:, 1]).all(), "one channel was bright in every photograph"
+
+    monkeypatch.setattr("lab.replay.training_leaves", lambda rng, size: np.zeros(0))
+    monkeypatch.setattr("lab.replay.picture", lambda kind, seed, size: np.zeros(1 if kind == "photo" else 2))
+    rng = np.random.default_rng(0)
+    drawn = np.bincount([draw(rng, 64, 0.55).size for _ in range(3000)]) / 3000
+    assert np.abs(drawn - [0.55 / 3, 0.55 * 2 / 3, 0.45]).max() < 0.03
+
+
+def test_leaves_hide_one_another_and_leave_nothing_bare() -> None:
+    """Neighbours are mostly alike and now and then far apart, as in a photograph; no colour fills the picture."""
+    for seed in range(8):
+        grey = training_leaves(np.random.default_rng(seed), 128).astype(float).mean(-1)
+        step = np.abs(np.diff(grey, axis=0))
+        assert np.median(step) < 12 and np.percentile(step, 99.5) > 4 * np.median(step)
+        assert np.bincount(grey.astype(int).ravel()).max() < 0.5 * grey.size
 
 
 def test_an_unknown_kind_is_named() -> None:
