@@ -9,9 +9,9 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-Rng = np.random.Generator
+from lab.procedural import Rng, fill
+
 LARGEST, SMALLEST = 0.5, 0.02  # radii, in sides of the picture
-SUBPIXEL_BITS = 4  # OpenCV draws with fixed-point coordinates of 1/16 pixel
 
 
 def leaves(rng: Rng, size: int, colours: np.ndarray) -> np.ndarray:
@@ -46,8 +46,7 @@ def leaf(rng: Rng, picture: np.ndarray, radius: float, colour: np.ndarray) -> No
     if left >= right or top >= bottom:
         return
     inside = np.zeros((bottom - top, right - left), np.uint8)
-    fixed = np.round((points - (left, top)) * (1 << SUBPIXEL_BITS)).astype(np.int32)
-    cv2.fillPoly(inside, [fixed], 255, cv2.LINE_AA, SUBPIXEL_BITS)
+    fill(inside, points - (left, top), np.array([255]))
     y, x = np.mgrid[top:bottom, left:right].astype(np.float32) / max(4.0, radius)
     slope = rng.normal(0, 25, 2)
     shade = slope[0] * (y - y.mean()) + slope[1] * (x - x.mean())
