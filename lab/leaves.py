@@ -71,8 +71,10 @@ def outline(rng: Rng, radius: float) -> np.ndarray:
             length, width = rng.uniform(1, 4), rng.uniform(0.04, 0.3)
             shape = np.array([(-length, -width), (length, -width), (length, width), (-length, width)])
         case _:
-            wave = sum(rng.normal(0, 0.25 / n) * np.cos(n * turn + rng.uniform(0, 6.3)) for n in range(2, 6))
-            shape = np.stack([np.cos(turn), np.sin(turn)], 1) * (1 + wave)[:, None]
+            reach = np.ones_like(turn)
+            for n in range(2, 6):
+                reach += rng.normal(0, 0.25 / n) * np.cos(n * turn + rng.uniform(0, 6.3))
+            shape = np.stack([np.cos(turn), np.sin(turn)], 1) * reach[:, None]
     angle = rng.uniform(0, 2 * np.pi)
     return radius * shape @ np.array([(np.cos(angle), -np.sin(angle)), (np.sin(angle), np.cos(angle))])
 
