@@ -59,8 +59,9 @@ def varied(rng: np.random.Generator, crop: np.ndarray) -> np.ndarray:
 
 def training_leaves(rng: np.random.Generator, size: int) -> np.ndarray:
     """Dead leaves in the colours of a training photograph."""
-    pixels = varied(rng, photograph(str(rng.choice(TRAIN_PHOTOS)))).reshape(-1, 3)
-    return leaves(rng, size, pixels[rng.integers(len(pixels), size=40)].astype(np.float32))
+    pixels = photograph(str(rng.choice(TRAIN_PHOTOS))).reshape(-1, 3)
+    colours = varied(rng, pixels[None, rng.integers(len(pixels), size=40)])
+    return leaves(rng, size, colours.reshape(-1, 3).astype(np.float32))
 
 
 def picture(kind: str, seed: int, size: int = 256) -> np.ndarray:

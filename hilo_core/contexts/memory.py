@@ -33,7 +33,7 @@ class Held:
     place = "device"
 
     def __init__(self, rows: torch.Tensor, dim: int, head_dim: int) -> None:
-        self.dim, self.shape, self.head_dim = dim, rows.shape, head_dim
+        self.dim, self.shape, self.head_dim, self.dtype = dim, rows.shape, head_dim, rows.dtype
         self.rows = rows.contiguous()
 
     @property
@@ -48,7 +48,7 @@ class Held:
     @property
     def full_bytes(self) -> int:
         """Bytes of the rows in their own type, as ``read`` gives them."""
-        return self.shape.numel() * self.rows.dtype.itemsize
+        return self.shape.numel() * self.dtype.itemsize
 
     def coming(self) -> None:
         """It will be read next."""
@@ -79,10 +79,6 @@ class EightBit(Held):
     def parts(self) -> Sequence[torch.Tensor]:
         return self.rows, self.scale
 
-    @property
-    def full_bytes(self) -> int:
-        return self.shape.numel() * self.dtype.itemsize
-
     def read(self) -> torch.Tensor:
         return self._in_full(self.rows, self.scale)
 
@@ -111,7 +107,8 @@ class OnCpu(Held):
     place = "cpu"
 
     def __init__(self, rows: torch.Tensor, dim: int, head_dim: int) -> None:
-        self.dim, self.shape, self.head_dim, self.device = dim, rows.shape, head_dim, rows.device
+        self.dim, self.shape, self.head_dim, self.dtype = dim, rows.shape, head_dim, rows.dtype
+        self.device = rows.device
         self._arriving: tuple[torch.Tensor, torch.cuda.Event] | None = None
         self._leaving: list[tuple[torch.Tensor | None, torch.Tensor, torch.cuda.Event]] = []
         self.rows = torch.empty(rows.shape, dtype=rows.dtype, device="cpu", pin_memory=self._cuda)
