@@ -1,14 +1,15 @@
 """The quality bench: does computing fewer tokens change what an artist gets? `python -m lab.quality`
 
-Every row paints the same held-out pictures, under the same masks, from the same noise. Writes quality.json, quality.md
-and plots into lab/results (quality_images and quality_host with those options), PASS or FAIL a row by the rule of
-`lab.bench.verdict`.
+Every row paints the same held-out pictures, under the same masks, from the same noise (but for a crop whose pixels
+shrink: another size is other noise). Writes quality.json, quality.md and plots into lab/results (quality_images and
+quality_host with those options), PASS or FAIL a row by the rule of `lab.bench.verdict`.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
@@ -158,4 +159,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # killed, it writes and ends its workers, as after Ctrl+C
     raise SystemExit(main())

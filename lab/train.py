@@ -145,7 +145,7 @@ def train_dit(args: argparse.Namespace) -> None:
         # a pool fills quickly at first; then an entry is replaced after it was used about `reuse` times
         hurry = 4 if pool.written < pool.capacity // 4 else 1
         owed += hurry * batch / (MASKS_PER_PICTURE * args.reuse)
-        pool.refresh(int(owed) if pool.written else 32)
+        pool.refresh(int(owed) if pool.written else 32, args.photos)
         owed %= 1
         latents, conditions, painted = pool.sample(batch)
         noise, sigma = torch.randn_like(latents), noise_levels(batch, args.device)
@@ -182,6 +182,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--pool", type=int, default=4096, help="dit: encoded samples held in memory")
     parser.add_argument("--reuse", type=int, default=16, help="dit: how often an encoded sample is trained on")
+    parser.add_argument("--photos", type=float, default=0.55, help="dit: share of pictures like photographs")
     parser.add_argument("--no-compile", dest="compile", action="store_false", help="dit: without torch.compile")
     parser.add_argument("--every", type=int, default=400, help="steps between checkpoints")
     parser.add_argument("--seed", type=int, default=0)

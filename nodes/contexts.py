@@ -50,9 +50,9 @@ def context_inputs() -> list[Any]:
         _advanced(
             io.Boolean.Input,
             "reuse",
-            "For contexts that cache: keep the dense steps' keys and values in CPU memory, up to memory_limit (without "
-            "one, up to half of what is free), for the next run with the same picture, plan, model, LoRAs, prompt and "
-            "steps. Another seed needs no dense step then; its result differs slightly.",
+            "For contexts that cache: keep the dense steps' keys and values in CPU memory, up to half of what is free, "
+            "for the next run with the same picture, plan, model, LoRAs, prompt and steps. Another seed needs no dense "
+            "step then; its result differs slightly.",
             default=False,
         ),
     ]

@@ -8,7 +8,6 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..hilo_core import CONTEXTS, Context, TokenPlan, UnsupportedModel, find_family, make_context
-from ..hilo_core.contexts.cache import GB
 from ..hilo_core.contexts.low import LowContext
 from ..hilo_core.contexts.reuse import Reuse
 from ..hilo_core.contexts.rolling import AutoContext
@@ -231,7 +230,7 @@ class HiLoPatchModel(io.ComfyNode):
             low,
             references=references == "compress",
             method=way,
-            reuse=Reuse(round(memory_limit * GB) or spare_memory()) if reuse else None,
+            reuse=Reuse(spare_memory()) if reuse else None,
             node=page_node,
         )
         return io.NodeOutput(patch.apply(model))

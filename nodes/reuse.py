@@ -63,7 +63,7 @@ def name(run: Run, options: dict, control: Any, *content: Any) -> Hashable:
 
 
 def spare_memory() -> int:
-    """Bytes of CPU memory for what is kept where the artist has set no limit: half of what is free."""
+    """Bytes of CPU memory that what is kept may take: half of what is free."""
     return int(comfy.model_management.get_free_memory(torch.device("cpu"))) // 2
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Hashable, Set
 from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any
@@ -27,10 +27,10 @@ Key = tuple[str, Hashable, float]  # run, conditionings, noise level
 
 @dataclass
 class Reuse:
-    """Captured layers, in CPU memory; the oldest go first. They are gone when their model is.
+    """Captured layers, in CPU memory. They are gone when their model is.
 
     Attributes:
-        limit: bytes, 0 for no limit.
+        limit: bytes, 0 for no limit. What no longer fits goes, the oldest first.
     """
 
     limit: int = 0
@@ -66,19 +66,29 @@ class Reuse:
             self._kept.move_to_end(key)
             return found[1]
 
-    def keep(self, key: Key, model: ReferenceType[Any], layers: Layers) -> None:
-        """Keep a copy of captured layers, if it fits at all."""
+    def keep(self, key: Key, model: ReferenceType[Any], layers: Layers, needed: Set[Key]) -> None:
+        """Keep a copy of captured layers where there is room.
+
+        Args:
+            key: of the layers.
+            model: whose they are.
+            layers: just captured.
+            needed: keys that make no room: what the same run took or gave. Without them the captures of a run that do
+                not fit together would put each other out, and no run would find any.
+        """
         size = sum(held.full_bytes for pair in layers.values() for held in pair)
-        if self.limit and size > self.limit:
-            return
-        copies: Layers = {
-            layer: (OnCpu(k.read(), k.dim, k.head_dim), OnCpu(v.read(), v.dim, v.head_dim))
-            for layer, (k, v) in layers.items()
-        }
         with self._lock:
+            self._kept.pop(key, None)
+            others = [other for other in self._kept if other not in needed]
+            if self.limit and size > self.limit - self.bytes + sum(map(self._size, others)):
+                return
+            while self.limit and size > self.limit - self.bytes:
+                self._kept.pop(others.pop(0))
+            copies: Layers = {
+                layer: (OnCpu(k.read(), k.dim, k.head_dim), OnCpu(v.read(), v.dim, v.head_dim))
+                for layer, (k, v) in layers.items()
+            }
             self._kept[key] = model, copies
-            while self.limit and self.bytes > self.limit:
-                self._kept.popitem(last=False)
 
     def clear(self) -> None:
         """Let go of everything."""
@@ -88,7 +98,10 @@ class Reuse:
 
     @property
     def bytes(self) -> int:
-        return sum(held.bytes for _, layers in self._kept.values() for pair in layers.values() for held in pair)
+        return sum(map(self._size, self._kept))
+
+    def _size(self, key: Key) -> int:
+        return sum(held.bytes for pair in self._kept[key][1].values() for held in pair)
 
     def _drop(self, model: ReferenceType[Any]) -> None:
         for key in [key for key, (owner, _) in list(self._kept.items()) if owner is model or owner() is None]:
@@ -105,6 +118,7 @@ class ReuseOfRun:
         identity: of the run.
         conds: conditionings that are known by their content.
         calls: dense calls that were spared.
+        used: what it took or gave.
     """
 
     kept: Reuse
@@ -112,6 +126,7 @@ class ReuseOfRun:
     identity: str
     conds: dict[Hashable, Hashable] = field(default_factory=dict)
     calls: int = 0
+    used: set[Key] = field(default_factory=set)
 
     def noise(self, own: torch.Tensor) -> torch.Tensor:
         """``(B, C, h, w)`` the noise to put on what is left out; ``own`` is the run's."""
@@ -130,14 +145,21 @@ class ReuseOfRun:
 
     def find(self, conds: Hashable, sigma: float) -> Layers | None:
         """Layers captured at this noise level in an earlier run."""
-        found = self.kept.find(self._key(conds, sigma)) if conds in self.conds.values() else None
-        self.calls += found is not None
+        if conds not in self.conds.values():
+            return None
+        key = self._key(conds, sigma)
+        found = self.kept.find(key)
+        if found is not None:
+            self.calls += 1
+            self.used.add(key)
         return found
 
     def keep(self, conds: Hashable, sigma: float, layers: Layers) -> None:
         """Keep what was captured."""
         if conds in self.conds.values():
-            self.kept.keep(self._key(conds, sigma), self.model, layers)
+            key = self._key(conds, sigma)
+            self.kept.keep(key, self.model, layers, self.used)
+            self.used.add(key)
 
     def _key(self, conds: Hashable, sigma: float) -> Key:
         return self.identity, conds, round(sigma, 6)

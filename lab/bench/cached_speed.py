@@ -7,6 +7,7 @@ Writes cached.json and cached.md. Few blocks of the model, random weights."""
 from __future__ import annotations
 
 import argparse
+import inspect
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -82,6 +83,13 @@ class ReusingModel(HostModel):
             return super().run(size, calls, plan, context)
 
 
+def within_the_nodes_limit(model: HostModel, context: str, **options: Any) -> Any:
+    """A context with HiLo Patch Model's default limit of memory, cut to the share of the real model's blocks that are
+    there: so keys and values live where the real model's would, in 8 bit or in CPU memory too."""
+    limit = inspect.signature(pack("nodes.patch").HiLoPatchModel.execute).parameters["memory_limit"].default
+    return model.core().make_context(context, **{"memory_limit": limit * model.share, **options})
+
+
 class OperationsClock(Clock):
     """Tells floating-point operations in place of seconds."""
 
@@ -114,7 +122,7 @@ class Trial:
         contexts: as given.
         grid: the plan on the model's grid.
         seconds, flops: of each sort of call.
-        cache_mib: keys and values that a run keeps at most.
+        cache_mib, cache_place: keys and values that a run keeps at most, and where.
     """
 
     def __init__(self, model: ReusingModel, size: int, plan: Any, contexts: dict[str, Any]) -> None:
@@ -129,7 +137,7 @@ class Trial:
         self.flops: dict[str, list[float]] = defaultdict(list)
         with counting(model):
             self._run(self.calls.first, self.flops, self.reuse)
-            self.cache_mib = model.facts["cache_bytes"] / MIB
+            self.cache_mib, self.cache_place = model.facts["cache_bytes"] / MIB, model.facts["cache_place"]
             self._run(self.calls.again, self.flops, self.reuse)
 
     def time(self) -> None:
@@ -185,7 +193,10 @@ class Trial:
 def measure(name: str, model: ReusingModel, args: argparse.Namespace, scene: Scene) -> list[Entry]:
     """The paper's three shares of a mask at the largest of `--sizes`."""
     size, core, choice = max(args.sizes), model.core(), CHOICES[args.context]
-    contexts = {title: core.make_context(ROWS[row].context, **ROWS[row].options) for title, row in choice.rows.items()}
+    contexts = {
+        title: within_the_nodes_limit(model, ROWS[row].context, **ROWS[row].options)
+        for title, row in choice.rows.items()
+    }
     settings = core.PRESETS[args.preset]
     if choice.preset:
         settings = core.PlanSettings(**vars(ROWS[next(iter(choice.rows.values()))].settings))
@@ -211,6 +222,8 @@ def measure(name: str, model: ReusingModel, args: argparse.Namespace, scene: Sce
             "calls": trial.costs(),
             "runs": trial.runs(seconds, dense_flops),
             "cache_mib": trial.cache_mib,
+            "cache_gb": trial.cache_mib * MIB / 1e9 / model.share,
+            "cache_place": trial.cache_place,
             "paper_speedup": DIT_SPEEDUP[ratio],
         }
         for ratio, trial in trials.items()
@@ -224,8 +237,8 @@ def write(path: Path, content: Content) -> None:
         *record.provenance(content),
         f"\n{STEPS} dense steps over a run of {STEPS} steps, summed from its calls: *measured* in seconds, *counted* "
         "in operations. *reused*: the next run on the picture, which takes over the keys and values of the first one's "
-        "dense calls. *cache MiB*: what the context reports of the blocks measured, at most. *paper*: of one step. Few "
-        "blocks, random weights.\n",
+        "dense calls. *cache*: the most that the context reports, times the real number of blocks, and where it lives "
+        "under the nodes' default limit of memory. *paper*: of one step. Few blocks, random weights.\n",
         runs_table(in_order(content)),
         "Seconds of one call, the operations it spends of a dense one's in brackets:\n",
         *(f"- *{sort}*: {meaning}" for sort, meaning in SORTS.items()),
@@ -251,11 +264,11 @@ def runs_table(entries: list[Entry]) -> str:
                     run["title"],
                     ", ".join(f"{count} {sort}" for sort, count in run["calls"].items()),
                     *(_number(one.get(f"{kind}_speedup"), "×") for one in both for kind in ("measured", "ideal")),
-                    _number(entry["cache_mib"], digits=0),
+                    f"{entry['cache_gb']:.1f} GB, {entry['cache_place']}",
                     f"{entry['paper_speedup']:.2f}×",
                 ]
             )
-    return record.table([*head, "cache MiB", "paper"], rows)
+    return record.table([*head, "cache", "paper"], rows)
 
 
 def calls_table(entries: list[Entry]) -> str:
@@ -281,9 +294,9 @@ def _where(entry: Entry) -> list[str]:
     ]
 
 
-def _number(value: float | None, unit: str = "", digits: int = 2) -> str:
+def _number(value: float | None, unit: str = "") -> str:
     """A cell; a dash for what was not measured."""
-    return "–" if value is None else f"{value:.{digits}f}{unit}"
+    return "–" if value is None else f"{value:.2f}{unit}"
 
 
 BENCH = Bench(

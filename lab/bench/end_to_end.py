@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from lab.bench import record
-from lab.bench.cached_speed import ReusingModel
+from lab.bench.cached_speed import ReusingModel, within_the_nodes_limit
 from lab.bench.calls import calls, shortest
 from lab.bench.clock import Clock
 from lab.bench.host import pack
@@ -32,12 +32,6 @@ from lab.bench.shapes import HostModel, randomise
 STEPS = 8
 NEXT = "{}, next seed"  # a run with the keys and values of an earlier one
 TARGETS = dict(zip(END_TO_END_SPEEDUP, (2.4, 2.0, 1.5), strict=True))
-
-# The real models' blocks by the name of their list.
-BLOCKS = {
-    "flux": {"double_blocks": 19, "single_blocks": 38},
-    "qwen_image": {"transformer_blocks": 60},
-}
 
 
 def kl_autoencoder(clock: Clock, dtype: torch.dtype) -> Any:
@@ -149,10 +143,10 @@ def timed_with_peak(clock: Clock, function: Callable[[], Any]) -> tuple[float, f
 
 
 def measure(name: str, model: ReusingModel, args: argparse.Namespace, scene: Scene) -> list[Entry]:
-    """One model of `BLOCKS` with its autoencoder at all sizes and ratios."""
-    clock, names = args.clock, BLOCKS[name]
+    """One model with its autoencoder at all sizes and ratios."""
+    clock, names = args.clock, model.shape.real
     core, decode = model.core(), pack("nodes.decode")
-    context, preset = core.make_context(args.context), core.PRESETS[args.preset]
+    context, preset = within_the_nodes_limit(model, args.context), core.PRESETS[args.preset]
     title, make = AUTOENCODERS[name]
     entries = []
     for size in args.sizes:
@@ -237,5 +231,10 @@ def write(path: Path, content: Content) -> None:
 
 
 BENCH = Bench(
-    "end_to_end", tuple(BLOCKS), measure, write, make=partial(host_model, kind=ReusingModel), contexts=("auto", "low")
+    "end_to_end",
+    tuple(AUTOENCODERS),
+    measure,
+    write,
+    make=partial(host_model, kind=ReusingModel),
+    contexts=("auto", "low"),
 )

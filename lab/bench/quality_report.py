@@ -12,6 +12,7 @@ import numpy as np
 
 from lab.bench import frontier, record, systems
 from lab.bench.summary import EDIT_ONLY_COST, ENTRANCE_GROUP, OVER_TELEA
+from lab.bench.verdict import LOWEST_DELTA_PSNR, OPEN, in_words
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -21,15 +22,14 @@ HEADER = [
     "SSIM to dense", "PSNR ring", "outside", "seam ΔE", "over dense", "edge", "grid", "verdict",
 ]  # fmt: skip
 
-VERDICTS = {True: "PASS", False: "FAIL", None: "few"}
-
 UNFIT = "this model did not pass: there, what follows is measured, but no evidence that a method is safe."
 
 LEGEND = (
     "*tokens, FLOPs, time*: of the transformer, relative to dense. *PSNR, SSIM*: against the true picture, or against "
     "the dense result on the same noise; ring and outside before anything is pasted back. *seam ΔE*: colour step "
     "across the mask's contour after a hard paste, less the source's own. *edge*: gradient energy across it over the "
-    "source's. *grid*: error energy at token borders over elsewhere, 1 where no grid shows."
+    f"source's. *grid*: error energy at token borders over elsewhere, 1 where no grid shows. *{OPEN}*: not shown to be "
+    f"safe, but not shown to be worse either; the interval holds {LOWEST_DELTA_PSNR} dB."
 )
 
 
@@ -77,7 +77,7 @@ def markdown(content: dict[str, Any], name: str) -> str:
 
 def line(row: dict[str, Any]) -> list[str]:
     """One row of a table."""
-    verdict = "–" if row["row"] in ("dense", "telea") else VERDICTS[row["passed"]]
+    verdict = "–" if row["row"] in ("dense", "telea") else in_words(row["passed"], row["high"], row["seam_excess"])
     delta = "–" if row["row"] == "dense" else f"{row['delta_psnr']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]"
     to_dense = "–" if row["row"] == "dense" else f"{row['dense_psnr_mask']:.1f}"
     return [
@@ -145,7 +145,7 @@ def short(content: dict[str, Any]) -> str:
         lines.append(f"\n{size} px, {steps} steps, {group} masks, up to {rows[0]['pictures']} pictures")
         for row in rows:
             cells = line(row)
-            lines.append(f"  {cells[-1]:4}  {row['title'][:44]:44} FLOPs {cells[3]:>5}  PSNR {cells[5]}  Δ {cells[6]}")
+            lines.append(f"  {cells[-1]:10}  {row['title'][:44]:44} FLOPs {cells[3]:>5}  PSNR {cells[5]}  Δ {cells[6]}")
     return "\n".join(lines)
 
 

@@ -97,7 +97,7 @@ def other(system: str, title: str, **options: Any) -> Row:
 
 
 MEAN = "dense_mean"  # PSNR is highest for the mean of all plausible pictures, and Telea's is near it; a sample is not
-BALANCED = "hilo_balanced"
+DEFAULT = "context_auto"  # what the nodes do as they come; rivals may spend as much
 AUTO = "HiLo Token, context auto"
 RANKED = {
     "random": "random",
@@ -112,15 +112,21 @@ LATE = Schedule(last=1, capture=0.1)  # low tokens stand in until then
 ROWS: dict[str, Row] = {
     "telea": Row("Telea (OpenCV, no model)", Kind.TELEA, core=True, wide=True, entrance=True),
     "dense": Row("dense", Kind.DENSE, core=True, node=True, wide=True, entrance=True),
-    "dense_other_seed": Row("dense, another seed (noise floor)", Kind.DENSE, other_seed=True, core=True, node=True),
+    "dense_other_seed": Row(
+        "dense, another seed (noise floor)", Kind.DENSE, other_seed=True, core=True, node=True, wide=True
+    ),
     MEAN: Row("dense, mean of eight samples", Kind.DENSE, samples=8, entrance=True),
-    "fewer_steps": Row("fewer steps at equal cost", Kind.DENSE, equal_to=BALANCED, core=True, node=True),
+    "fewer_steps": Row(
+        "dense, fewer steps at the default's cost", Kind.DENSE, equal_to=DEFAULT, core=True, node=True, wide=True
+    ),
     **{
         f"steps_{name}": Row(f"dense, {title} of the steps", Kind.DENSE, steps=share, core=True, wide=share < 0.5)
         for name, title, share in (("half", "a half", 1 / 2), ("third", "a third", 1 / 3), ("fifth", "a fifth", 1 / 5))
     },
     "crop": Row("crop round the mask, x1.2", Kind.CROP, core=True, wide=True),
-    "crop_equal_cost": Row("crop round the mask at equal cost", Kind.CROP, equal_to=BALANCED, core=True),
+    "crop_equal_cost": Row(
+        "crop round the mask at the default's cost", Kind.CROP, equal_to=DEFAULT, core=True, wide=True
+    ),
     "edit_only": Row(
         "edit region only", settings=study(0, 0), exact=True, core=True, wide=True, entrance=True, study=True
     ),
@@ -261,6 +267,14 @@ ROWS: dict[str, Row] = {
         for name, settings in PRESETS.items()
         if name != "balanced"  # that one is context_auto
     },
+    "auto_8_bit": Row(
+        "HiLo balanced, context auto, keys and values in 8 bit",
+        context="auto",
+        options={"cache_place": "8 bit"},
+        core=True,
+        wide=True,
+        node=True,
+    ),
     "auto_reuse": Row(
         "HiLo balanced, context auto, after a run with another seed", context="auto", reused=True, core=True, wide=True
     ),

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -267,7 +268,10 @@ def shrunk(case: Case, box: Box, budget: int) -> Case:
     """The crop as a case of its own, its pixels shrunk to at most `budget` tokens, as cropping nodes resize."""
     rows, cols = box.bottom - box.top, box.right - box.left
     scale = math.sqrt(budget / box.tokens)
-    height, width = (max(1, math.floor(side * scale)) * TOKEN for side in (rows, cols))
+    exact = [max(1.0, side * scale) for side in (rows, cols)]
+    rounded = product(*((math.floor(side), math.ceil(side)) for side in exact))
+    fitting = [sides for sides in rounded if math.prod(sides) <= max(budget, *map(math.floor, exact))]
+    height, width = (side * TOKEN for side in max(fitting, key=math.prod))
     image = cv2.resize(case.image[box.pixels], (width, height), interpolation=cv2.INTER_AREA)
     share = cv2.resize(case.mask[box.pixels].astype(np.float32), (width, height), interpolation=cv2.INTER_AREA)
     return replace(case, image=image, mask=share > 0)

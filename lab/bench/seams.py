@@ -11,6 +11,7 @@ size joins what is there, other weights replace it."""
 from __future__ import annotations
 
 import argparse
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,8 +47,8 @@ HILO = "context_auto"
 CROP = "crop in equal time"
 ROWS_RUN: dict[str, Row] = {
     "dense": ROWS["dense"],
-    HILO: ROWS[HILO],
     "crop": ROWS["crop"],
+    HILO: ROWS[HILO],
     CROP: replace(ROWS["crop"], equal_to=HILO),
 }
 PLAIN = "dense, feather"  # what the others are compared with
@@ -109,13 +110,25 @@ def run(runner: LabRunner, keeping: Keeping, case: Case) -> Painted:
     done: dict[str, Outcome] = {}
     for name, row in ROWS_RUN.items():
         done[name] = runner.run(row, case, STEPS, done)
-        if name == HILO:  # a crop's time goes with its tokens, so the budget is HiLo's time in tokens
-            time = min(done[HILO].seconds / done["dense"].seconds, 1.0)
-            done[HILO] = replace(done[HILO], raw=keeping.region(plan_of(case)), tokens=time)
+        if name == HILO:
+            done[HILO] = replace(
+                done[HILO], raw=keeping.region(plan_of(case)), tokens=tokens_for(done[HILO].seconds, done)
+            )
     return Painted(
         {name: outcome.raw for name, outcome in done.items()},
         {name: outcome.seconds for name, outcome in done.items()},
     )
+
+
+def tokens_for(seconds: float, done: dict[str, Outcome]) -> float:
+    """The tokens of a crop, relative to the whole picture's, that take so long: time as a power of the tokens, through
+    the dense run and the plain crop's."""
+    dense, crop = done["dense"], done["crop"]
+    time = min(seconds / dense.seconds, 1.0)
+    if not crop.tokens < 1 or not crop.seconds < dense.seconds:
+        return time
+    power = math.log(crop.seconds / dense.seconds) / math.log(crop.tokens)
+    return time ** (1 / power)
 
 
 def pasted(case: Case, raw: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -251,11 +264,13 @@ def report(content: record.Content) -> str:
         f"\nHeld-out pictures, {STEPS} steps, preset balanced; weights "
         f"{', '.join(f'{name} {digest}' for name, digest in weights.items())}. The dense result is decoded in full, "
         "HiLo's by region. *time*: of sampling, relative to dense; the crop in equal time grows, or shrinks its "
-        "pixels, to as many tokens as take HiLo's time. Across two contours, the mask's and the *border* of the edit "
+        "pixels, to as many tokens as should take HiLo's time, from the times of the dense run and of the plain crop. "
+        "Across two contours, the mask's and the *border* of the edit "
         "region, where it was pasted: *step*, mean colour step in Delta E (CIE76) less the true picture's own; "
         "*gradient*, gradient energy over the true picture's, the median; *error*, mean distance of each colour step "
         "from the true picture's. A negative step and a gradient below 1 are no merit: texture was washed out, and "
-        f"*error* counts it. *over dense, over crop*: the error less that of *{PLAIN}* and of *{STITCHED}* on the same "
+        f"*error* counts it. A crop is blended further out: at that border its own picture still has a sixth of the "
+        f"weight. *over dense, over crop*: the error less that of *{PLAIN}* and of *{STITCHED}* on the same "
         "pictures, with the paired bootstrap 95 % interval. *drift*: the error where the generated pixels were taken "
         f"times {DRIFT[0]} plus {DRIFT[1]}.\n",
     ]

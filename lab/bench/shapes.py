@@ -32,6 +32,7 @@ class Shape:
         text_mask: the conditioning brings an attention mask over its text.
         channels, cell: of its latents, and the pixels a side of one of their cells.
         edits: the source picture is given as a reference, too.
+        real: the real model's blocks, by the name of their list, where a run is scaled to them.
     """
 
     title: str
@@ -46,6 +47,7 @@ class Shape:
     channels: int = 16
     cell: int = 8
     edits: bool = False
+    real: dict[str, int] = field(default_factory=dict, repr=False)
 
 
 SHAPES: dict[str, Shape] = {
@@ -58,6 +60,7 @@ SHAPES: dict[str, Shape] = {
             patch_size=2, qkv_bias=True, guidance_embed=True, txt_ids_dims=[],
         ),
         "1 of 19 double, 1 of 38 single", text=512, text_width=4096, pooled_width=768,
+        real={"double_blocks": 19, "single_blocks": 38},
     ),
     "qwen_image": Shape(
         "Qwen-Image",
@@ -66,7 +69,7 @@ SHAPES: dict[str, Shape] = {
             image_model="qwen_image", in_channels=64, out_channels=16, num_layers=1, attention_head_dim=128,
             num_attention_heads=24, joint_attention_dim=3584,
         ),
-        "1 of 60", text=128, text_width=3584, frames=True,
+        "1 of 60", text=128, text_width=3584, frames=True, real={"transformer_blocks": 60},
     ),
     "sd35_medium": Shape(
         "SD3.5 medium",
@@ -80,6 +83,7 @@ SHAPES: dict[str, Shape] = {
             qk_norm="rms", x_block_self_attn_layers=[0],
         ),
         "2 of 24, one with a second attention", text=154, text_width=4096, pooled_width=2048,
+        real={"joint_blocks": 24},
     ),
     "z_image": Shape(
         "Z-Image",
@@ -91,6 +95,7 @@ SHAPES: dict[str, Shape] = {
             time_scale=1000.0, pad_tokens_multiple=32,
         ),
         "1 of 30, 1 of 2 refiners", text=128, text_width=2560, text_mask=True,
+        real={"layers": 30, "noise_refiner": 2},
     ),
 }  # fmt: skip
 
@@ -161,6 +166,12 @@ class HostModel:
         self.transformer = model.diffusion_model
         randomise(self.transformer)
         self.patcher = comfy.model_patcher.ModelPatcher(model, load_device=device, offload_device=device)
+
+    @property
+    def share(self) -> float:
+        """How much of the real model's blocks it has."""
+        real = self.shape.real
+        return sum(len(getattr(self.transformer, name)) for name in real) / sum(real.values()) if real else 1.0
 
     def core(self) -> ModuleType:
         """See `TimedModel`."""

@@ -32,7 +32,8 @@ KEY = ("row", "case", "size", "steps", "entrance")
 
 
 def still_valid(content: dict[str, Any], environment: dict[str, Any]) -> dict[str, Any]:
-    """Earlier measurements of the same model, arithmetic and host; the others are not comparable and left out.
+    """Earlier measurements of the same model, arithmetic and host, and of the same tuned file where a row has one; the
+    others are not comparable and left out.
 
     Args:
         content: of the file of pictures, may be empty.
@@ -41,8 +42,14 @@ def still_valid(content: dict[str, Any], environment: dict[str, Any]) -> dict[st
     same = ("weights", "dtype", "host", "clock")
     runs = content.get("environments", {})
     kept = {run: one for run, one in runs.items() if all(one[part] == environment[part] for part in same)}
-    pictures = [one for one in content.get("pictures", []) if one["run"] in kept and one["row"] in ROWS]
-    return {"environments": kept, "pictures": pictures}
+
+    def comparable(one: dict[str, Any]) -> bool:
+        if one["run"] not in kept or one["row"] not in ROWS:
+            return False
+        file = ROWS[one["row"]].tuned
+        return not file or kept[one["run"]]["tuned"].get(file) == environment["tuned"].get(file)
+
+    return {"environments": kept, "pictures": list(filter(comparable, content.get("pictures", [])))}
 
 
 def summarise(content: dict[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,8 @@ RULE = (
     f"Fewer than {FEWEST_PICTURES} pictures are not judged."
 )
 
+OPEN = "FAIL, open"
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -61,3 +63,12 @@ def judge(psnr: np.ndarray, dense_psnr: np.ndarray, seam: np.ndarray, dense_seam
     if len(differences) >= FEWEST_PICTURES:
         passed = bool(low > LOWEST_DELTA_PSNR and excess <= HIGHEST_SEAM_EXCESS)
     return Verdict(float(differences.mean()), low, high, excess, passed)
+
+
+def in_words(passed: bool | None, high: float, seam_excess: float) -> str:
+    """PASS or FAIL; `OPEN` where a row fails, but more pictures could still pass it; "few" where it was not judged."""
+    if passed is None:
+        return "few"
+    if passed:
+        return "PASS"
+    return OPEN if high > LOWEST_DELTA_PSNR and seam_excess <= HIGHEST_SEAM_EXCESS else "FAIL"

@@ -107,6 +107,18 @@ def test_it_stays_in_its_limit_and_the_oldest_goes_first() -> None:
     assert reuse.bytes == 0
 
 
+def test_captures_of_one_run_do_not_put_each_other_out() -> None:
+    model, probe = Model(), Reuse()
+    dense(started(probe, model, refresh=0), 1)
+    one_capture = probe.bytes
+    reuse = Reuse(limit=round(1.5 * one_capture))  # refresh 2 captures twice in four steps
+    assert dense(started(reuse, model)) == [True, False, True, False]
+    for _ in range(2):
+        assert dense(started(reuse, model)) == [False, False, True, False]
+    assert dense(started(reuse, model, prompt="a dog"))[0], "another prompt's run is not served"
+    assert not dense(started(reuse, model, prompt="a dog"))[0], "but finds room"
+
+
 def test_it_is_gone_with_the_model() -> None:
     reuse, model = Reuse(), Model()
     dense(started(reuse, model))

@@ -86,5 +86,6 @@ def test_runs_are_summed_from_the_calls_their_context_makes(tmp_path: Path) -> N
     left_out = small["tokens"] - small["edit_tokens"]  # whatever is renewed in turn is kept as well
     rows = 2 * 2 * 2  # keys and values of two captures in each of two blocks
     assert small["cache_mib"] * 2**20 == pytest.approx(rows * left_out * 128 * 4, rel=0.2)
+    assert small["cache_place"] == "device" and small["cache_gb"] * 1e9 == pytest.approx(small["cache_mib"] * 2**20)
     page = (tmp_path / "cached.md").read_text()
     assert "1 capture, 1 cached, 17 forecast, 1 last" in page and "| auto |" in page

@@ -17,7 +17,7 @@ from lab.bench.quality_report import UNFIT
 from lab.bench.record import read_json
 from lab.bench.rows import ROWS
 from lab.bench.summary import entrance, still_valid, table_rows
-from lab.bench.verdict import judge
+from lab.bench.verdict import OPEN, Verdict, in_words, judge
 from lab.masks import GROUPS
 from lab.pictures import HELD_OUT_SEED, KINDS
 
@@ -75,6 +75,10 @@ def test_the_token_grid_shows_up() -> None:
 # --- verdict
 
 
+def said(verdict: Verdict) -> str:
+    return in_words(verdict.passed, verdict.high, verdict.seam_excess)
+
+
 def test_the_verdict_says_yes_and_no() -> None:
     dense = np.random.default_rng(0).normal(22, 4, 40)
     seam = np.full(40, 5.0)
@@ -84,6 +88,11 @@ def test_the_verdict_says_yes_and_no() -> None:
     assert judge(dense + jitter, dense, seam + 0.3, seam).passed is False, "a visible seam"
     assert judge(dense + 20 * jitter, dense, seam, seam).passed is False, "too uncertain to say so"
     assert judge(dense[:5], dense[:5], seam[:5], seam[:5]).passed is None, "too few to say anything"
+    assert said(judge(dense + jitter, dense, seam, seam)) == "PASS"
+    assert said(judge(dense - 0.2 + jitter, dense, seam, seam)) == "FAIL", "shown to be worse"
+    assert said(judge(dense + 20 * jitter, dense, seam, seam)) == OPEN, "not shown to be worse"
+    assert said(judge(dense + 20 * jitter, dense, seam + 0.3, seam)) == "FAIL", "no picture more hides a seam"
+    assert said(judge(dense[:5], dense[:5], seam[:5], seam[:5])) == "few"
     with pytest.raises(ValueError, match="pairs"):
         judge(dense, dense[:3], seam, seam)
 
@@ -177,6 +186,15 @@ def test_a_run_adds_to_what_was_measured_of_the_same_model(weights: Path, tmp_pa
     environment = {**next(iter(content["environments"].values())), "weights": {"other": "model"}}
     kept = still_valid(read_json(tmp_path / "quality_pictures.json.gz"), environment)
     assert kept == {"environments": {}, "pictures": []}, "another model's pictures are not compared with these"
+
+
+def test_what_a_tuned_file_gave_goes_with_the_file() -> None:
+    file = ROWS["tuned_fast"].tuned
+    before = {"weights": {}, "dtype": "float32", "host": "", "clock": "wall", "tuned": {file: "old", "other": "same"}}
+    content = {"environments": {"1": before}, "pictures": [{"run": "1", "row": row} for row in ("dense", "tuned_fast")]}
+    assert still_valid(content, before) == content
+    kept = still_valid(content, {**before, "tuned": {file: "new", "other": "same"}})
+    assert [one["row"] for one in kept["pictures"]] == ["dense"]
 
 
 def test_two_workers_measure_what_one_does(weights: Path, tmp_path: Path) -> None:

@@ -159,7 +159,7 @@ def test_equal_cost_is_equal(runner: LabRunner) -> None:
     target = done[ROWS["fewer_steps"].equal_to]
     step = done["dense"].flops / 8
     assert abs(done["fewer_steps"].flops - target.flops) <= step / 2 + 1
-    assert done["crop_equal_cost"].tokens <= target.tokens + 1e-9
+    assert 0.9 * target.tokens < done["crop_equal_cost"].tokens <= target.tokens + 1e-9
     assert done["crop_equal_cost"].raw.shape == case.image.shape
 
 
