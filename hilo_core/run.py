@@ -195,7 +195,8 @@ class Run:
 
         Returns:
             ``tokens``, ``all_tokens``: of a compressed call (mean) and of a dense one; ``compressed_calls``,
-            ``dense_calls``; ``reused_calls``: dense ones that an earlier run has spared; ``context``: its name;
+            ``dense_calls``; ``reused_calls``: dense ones that an earlier run has spared; ``context``: its name, ""
+            under a method that has no use for one; ``note``: what the method says of its work;
             ``cache_bytes``, ``cache_place``: what the context keeps and where, "" where it keeps nothing;
             ``dense_seconds``, ``compressed_seconds``: medians a call, ``None`` where there
             was none; ``said``: what the artist has been told.
@@ -205,7 +206,8 @@ class Run:
             "all_tokens": self.plan.grid.count,
             "compressed_calls": self.calls,
             "dense_calls": self.dense_calls,
-            "context": self.context.name,
+            "context": self.context.name if self.method.uses_context else "",
+            "note": self.work.note,
             "cache_bytes": self.state.cache_bytes,
             "cache_place": self.state.cache_place,
             "reused_calls": self.state.reused_calls,

@@ -25,4 +25,15 @@ def announce(node: str | None, facts: dict[str, Any]) -> None:
     except (ImportError, AttributeError):
         return
     if server.client_id is not None:
-        server.send_sync(EVENT, {"node": node, "facts": facts}, server.client_id)
+        told = {"node": node, "workflow": _workflow(server), "facts": facts}
+        server.send_sync(EVENT, told, server.client_id)
+
+
+def _workflow(server: Any) -> str | None:
+    """The id of the workflow that is running, ``None`` where it is not known. A page may have several open, whose nodes
+    have the same ids; and what a node was given when it ran may be of another, because its output is kept."""
+    try:
+        (running,) = server.prompt_queue.currently_running.values()
+        return running[3]["extra_pnginfo"]["workflow"]["id"]
+    except (AttributeError, LookupError, TypeError, ValueError):
+        return None

@@ -151,7 +151,8 @@ class HiLoPatch:
             references = run.references.begin(latents, forward, run.pack_clean)
         if references is not None:
             sequence.references = references.references
-        blocks = Blocks(self.family, model, run, forward, sequence) if self.method.cuts_layers else None
+        cuts = self.method.cuts_layers and not forward.dense
+        blocks = Blocks(self.family, model, run, forward, sequence) if cuts else None
         if blocks is not None:
             options = blocks.replaced(options)
         if forward.attends:

@@ -33,7 +33,7 @@ def method_inputs() -> list[Any]:
             max=0.9,
             step=0.05,
             tooltip="For method sdtm and diffcr: the part of the tokens outside the edit region that a layer does "
-            "without, the mean over the run. 0 computes everything.",
+            "without, the mean over the run; sdtm goes to 0.75. 0 computes everything.",
             **newer(io.Float.Input, advanced=True),
         ),
         io.Int.Input(

@@ -76,8 +76,9 @@ class HiLoPatchModel(io.ComfyNode):
                 io.Boolean.Input(
                     "proportional",
                     default=True,
-                    tooltip="Give each low-frequency token the attention weight of all the tokens it stands for (log "
-                    "n). Off: a block of 16 has the voice of one.",
+                    tooltip="Give each low-frequency token, and with method todo, hilo + todo and sdtm each shared or "
+                    "merged one, the attention weight of all the tokens it stands for (log n). Off: a block of 16 has "
+                    "the voice of one.",
                     **newer(io.Boolean.Input, advanced=True),
                 ),
                 io.Vae.Input(
@@ -204,7 +205,7 @@ class HiLoPatchModel(io.ComfyNode):
             schedule=Schedule(dense_first, dense_last, capture=0.0 if context == "rolling" else capture),
         )
         if not way.uses_context:
-            chosen = Context()
+            chosen = Context(schedule=Schedule(dense_first, dense_last))
         if not family.attends:
             if chosen.needs_attention:
                 raise UnsupportedModel(

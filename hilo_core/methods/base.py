@@ -157,6 +157,8 @@ class WholeRun(MethodRun):
 
     def forward(self, step: int, conds: Hashable) -> Forward:
         self.step = step
+        if self.context.schedule.dense(step, self.steps):
+            return self.context.dense(step, conds)
         return Forward(self.whole, attends=self.method.needs_attention, conds=conds)
 
     def attend(self, forward: Forward, call: AttentionCall, cut: Cut | None = None) -> KeysValuesMask:

@@ -133,7 +133,7 @@ def test_what_a_run_reports() -> None:
     one = run()
     assert set(one.facts()) == {
         "tokens", "all_tokens", "compressed_calls", "dense_calls", "context", "cache_bytes", "cache_place",
-        "reused_calls", "dense_seconds", "compressed_seconds", "said",
+        "reused_calls", "dense_seconds", "compressed_seconds", "said", "note",
     }  # fmt: skip
     assert one.facts()["compressed_seconds"] is None and "model calls ran dense" in one.summary()
     for _ in range(3):

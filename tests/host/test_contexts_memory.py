@@ -203,11 +203,11 @@ def test_two_kinds_of_run_do_not_take_each_others_noise(pack: ModuleType) -> Non
     assert torch.equal(job.sample(alone, steps=4, seed=5), job.sample(mixed, steps=4, seed=5))
 
 
-def test_without_a_limit_what_is_kept_stays_in_the_memory_there_is(
+def test_what_is_kept_for_the_next_run_stays_in_the_memory_there_is(
     pack: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda *_, **__: 3000)
-    patcher = Job(pack, FLUX).patched(context="cache", reuse=True, memory_limit=0.0)
+    patcher = Job(pack, FLUX).patched(context="cache", reuse=True)
     host = import_module(f"{pack.__name__}.nodes.host")
     assert patcher.get_all_wrappers(host.WrappersMP.SAMPLER_SAMPLE)[0].__self__.reuse.limit == 1500
 
@@ -232,6 +232,20 @@ def test_steps_that_run_dense_by_count(pack: ModuleType, context: str, monkeypat
     assert (facts["dense_calls"], facts["compressed_calls"]) == (3, 2)
     result, facts = facts_of(job, job.patched(context=context, dense_first=4), monkeypatch, steps=4)
     assert facts["compressed_calls"] == 0 and job.error_outside(result) < 1e-5
+
+
+@pytest.mark.parametrize("method", ["lazy", "todo", "hilo + todo", "sdtm", "diffcr"])
+def test_steps_run_dense_by_count_under_every_method(
+    pack: ModuleType, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = Job(pack, FLUX)
+    ends = {"method": method, "context": "none", "dense_first": 1, "dense_last": 2}
+    _, facts = facts_of(job, job.patched(**ends), monkeypatch, steps=5)
+    assert (facts["dense_calls"], facts["compressed_calls"]) == (3, 2)
+    result, facts = facts_of(job, job.patched(**ends | {"dense_first": 4}), monkeypatch, steps=4)
+    assert facts["compressed_calls"] == 0
+    vanilla, _ = facts_of(job, job.patched(context="none", dense_first=4), monkeypatch, steps=4)
+    assert torch.equal(result, vanilla), "a dense step is a dense step"
 
 
 def test_a_cache_begins_after_the_steps_of_almost_pure_noise(pack: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ from host.inpaint import Job, node
 FACTS = {
     "tokens": 1184, "all_tokens": 4096, "compressed_calls": 6, "dense_calls": 2, "context": "cache",
     "cache_bytes": 350_000_000, "cache_place": "cpu", "dense_seconds": 1.65, "compressed_seconds": 0.55, "said": [],
-    "reused_calls": 0,
+    "reused_calls": 0, "note": "",
 }  # fmt: skip
 MESSAGES = {
     folder.name: json.loads((folder / "main.json").read_text(encoding="utf-8"))["hiloToken"]
@@ -39,7 +39,9 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
         assert page == instance.client_id
         messages.append((event, data))
 
-    instance = SimpleNamespace(send_sync=send_sync, client_id="page", node_replace_manager=manager)
+    running = (0, "prompt", {}, {"extra_pnginfo": {"workflow": {"id": "open"}}}, [])
+    queue = SimpleNamespace(currently_running={0: running})
+    instance = SimpleNamespace(send_sync=send_sync, client_id="page", node_replace_manager=manager, prompt_queue=queue)
     fake = ModuleType("server")
     fake.PromptServer = SimpleNamespace(instance=instance)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "server", fake)
@@ -73,6 +75,9 @@ def test_the_lines_of_a_run() -> None:
     ]
     assert "none ran dense to compare with" in lines(dense_calls=0, dense_seconds=None)[2]
     assert lines(cache_bytes=0, context="low")[-1] == "context low, which keeps nothing in memory"
+    assert lines(cache_bytes=0, context="", note="its layers computed 61% of these")[3:] == [
+        "its layers computed 61% of these"
+    ]
     assert "dense calls spared by an earlier run: 2" in lines(reused_calls=2)
     dense = lines(compressed_calls=0, dense_calls=8, cache_bytes=0, said=["a ControlNet compares the whole picture"])
     assert dense == ["ran dense, model calls: 8", "a ControlNet compares the whole picture"]
@@ -145,7 +150,7 @@ def test_a_run_is_told_to_its_node(pack: ModuleType, sent: list[tuple[str, dict[
     assert sent == []
     job.sample(model, steps=4)
     ((event, data),) = sent
-    assert event == "hilo_token.run" and data["node"] == "7"
+    assert event == "hilo_token.run" and data["node"] == "7" and data["workflow"] == "open"
     facts = data["facts"]
     assert facts["tokens"] == job.on_grid().tokens < facts["all_tokens"] == job.on_grid().grid.count
     assert facts["compressed_seconds"] and facts["dense_seconds"], "the first half ran dense: something to compare with"
@@ -176,9 +181,12 @@ def test_a_run_that_no_page_queued_is_told_to_none(pack: ModuleType, sent: list[
     announce = import_module(f"{pack.__name__}.nodes.events").announce
     announce("7", FACTS)
     assert len(sent) == 1
+    sys.modules["server"].PromptServer.instance.prompt_queue.currently_running.clear()
+    announce("7", FACTS)
+    assert sent[1][1]["workflow"] is None
     sys.modules["server"].PromptServer.instance.client_id = None
     announce("7", FACTS)
-    assert len(sent) == 1
+    assert len(sent) == 2
 
 
 def test_a_renamed_node_is_registered(pack: ModuleType, sent: list[tuple[str, dict[str, Any]]]) -> None:

@@ -12,7 +12,7 @@ from host import tiny
 from host.attention import count_attention_tokens
 from host.inpaint import TEXT, TOKENS, Job
 
-SAMPLERS = ["euler", "dpmpp_2m", "dpmpp_2s_ancestral", "uni_pc"]
+SAMPLERS = ["euler", "dpmpp_2m", "dpmpp_2s_ancestral", "uni_pc", "res_multistep"]
 
 
 @pytest.mark.parametrize("batch", [1, 2])

@@ -52,7 +52,8 @@ class LivePlan {
     const key = JSON.stringify({ ...subject, settings: this.settings(), use })
     if (key === this.asked) return
     this.asked = key
-    const notes = [pictures ? '' : 'lastRun', isDriven(this.node) ? 'driven' : ''].filter(Boolean)
+    const driven = [this.node, taker].some((node) => node && isDriven(node))
+    const notes = [pictures ? '' : 'lastRun', driven ? 'driven' : ''].filter(Boolean)
     this.ask({ ...JSON.parse(key), picture: subject.image !== this.shownPicture }, notes)
   }
 
@@ -98,6 +99,16 @@ function placeOf(node) {
   return `${node.graph?.id} ${node.id}`
 }
 
+function rootOf({ graph }) {
+  return graph?.rootGraph ?? graph
+}
+
+/** Whether a node is in its workflow still: what lies in a subgraph is not told when the workflow is made anew. */
+function isLive(node) {
+  const root = rootOf(node)
+  return Boolean(root) && (root === node.graph || root.subgraphs?.get(node.graph.id) === node.graph)
+}
+
 const plans = new Set()
 const patchers = new Set()
 let drawnWith = null
@@ -110,7 +121,10 @@ function redraw() {
 
 setInterval(() => {
   if (app.extensionManager?.setting && words() !== drawnWith) redraw()
-  if (!document.hidden) for (const plan of plans) if (plan.node.graph) plan.look()
+  for (const plan of plans) {
+    if (isLive(plan.node)) document.hidden || plan.look()
+    else if (plan.node.graph) plans.delete(plan)
+  }
 }, LOOK_EVERY_MS)
 
 function follow(node, name, act) {
@@ -127,8 +141,10 @@ app.registerExtension({
   async setup() {
     api.addEventListener('hilo_token.run', ({ detail }) => {
       const id = String(detail.node).split(':').pop() // inside a subgraph: the subgraph's id, a colon, its own
+      if (detail.workflow) lastRuns.set(`${detail.workflow} ${detail.node}`, detail.facts) // it may not be open now
       for (const node of patchers) {
-        if (String(node.id) !== id) continue
+        if (String(node.id) !== id || !isLive(node)) continue
+        if (detail.workflow && detail.workflow !== rootOf(node).id) continue
         lastRuns.set(placeOf(node), detail.facts)
         node.hiloRun.run(detail.facts)
       }

@@ -20,8 +20,15 @@ export function origin(node, name) {
   return null
 }
 
-/** The name of the file a loader node shows, as the server's Load Image takes it; null for any other node. */
+/** Whether other nodes set a widget, or any of a node's. */
+export function isDriven(node, name) {
+  return node.inputs?.some((input) => input.widget && input.link != null && (!name || input.widget.name === name)) ?? false
+}
+
+/** The name of the file a loader node shows, as the server's Load Image takes it; null for any other node, and where
+ * another node sets the name. */
 function fileOf(node) {
+  if (isDriven(node, 'image')) return null
   const value = node.type in LOADERS && node.widgets?.find((widget) => widget.name === 'image')?.value
   if (typeof value !== 'string' || !value) return null
   return /\[(input|output|temp)\]$/.test(value) ? value : value + LOADERS[node.type]
@@ -35,7 +42,7 @@ export function picturesOf(planner) {
   const files = [image, mask].map(({ node }) => fileOf(node))
   if (!files[0] || !files[1]) return null
   const fromChannel = mask.node.type === 'LoadImageMask'
-  if (!fromChannel && mask.slot !== 1) return null
+  if (fromChannel ? isDriven(mask.node, 'channel') : mask.slot !== 1) return null
   const channel = fromChannel ? mask.node.widgets.find((widget) => widget.name === 'channel')?.value : 'alpha'
   return { image: files[0], mask: { image: files[1], channel } }
 }
@@ -50,9 +57,4 @@ export function takerOf(planner) {
 /** Whether something is connected to both inputs, be it a picture that only a run can tell. */
 export function isConnected(planner) {
   return ['image', 'mask'].every((name) => planner.inputs?.find((input) => input.name === name)?.link != null)
-}
-
-/** Whether other nodes set one of the planner's widgets. */
-export function isDriven(planner) {
-  return planner.inputs?.some((input) => input.widget && input.link != null) ?? false
 }

@@ -61,9 +61,10 @@ export function wordsIn(messages, language) {
       const lines = fast
         ? [say('ranOn', { tokens, all, share: share(tokens / all, 0) }), say('calls', { fast, dense }), speed(facts)]
         : [say('ranAllDense', { dense })]
+      if (facts.note) lines.push(sentence(facts.note))
       if (facts.reused_calls) lines.push(say('spared', { count: facts.reused_calls }))
       if (kept) lines.push(say('memory', { context, size: size(kept), place: facts.cache_place.split(' and ').map(sentence).join(' + ') }))
-      else if (fast) lines.push(say('noMemory', { context }))
+      else if (fast && context) lines.push(say('noMemory', { context }))
       return [...lines.filter(Boolean), ...facts.said.map(sentence)]
     }
   }
