@@ -137,7 +137,9 @@ def write(path: Path, content: Content) -> None:
         *record.provenance(content),
         "\nOne model call through ComfyUI, dense and with the method in turn in one process, medians. *pairs*: queries "
         "times keys in attention, of the dense call's. A transformer spends a smaller part of its time in attention "
-        "than the U-Net that ToDo was measured on, and its text tokens stay whole.\n",
+        "than the U-Net that ToDo was measured on, and its text tokens stay whole. DiffCR passes tokens by in some "
+        "layers more than in others and hardly in the first ones, which are what few blocks of a model are: its "
+        "figures are of these blocks, not of the model. [All layers, by operations](quality_systems.md).\n",
     ]
     rows = [
         [
