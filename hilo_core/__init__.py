@@ -1,4 +1,4 @@
-"""HiLo-Token's method on tensors: plan, canvas, context, composite. It knows torch and kornia, and no host."""
+"""HiLo-Token's method on tensors: plan, canvas, context, composite. It knows torch, NumPy and OpenCV, and no host."""
 
 from .canvas import Canvas
 from .composite import composite

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from .lowres import LowBlocks
+from .placed import Placed
 from .plan import CANVAS_WIDTH, GridPlan
 
 
@@ -53,6 +54,11 @@ class Canvas:
     def log_count(self) -> torch.Tensor:
         """``(L,)`` float, log of the number of tokens that each low slot stands for."""
         return self.blocks.count.float().log() if self.blocks else torch.empty(0)
+
+    @cached_property
+    def placed_log_count(self) -> Placed:
+        """``log_count`` for attention, which needs it in every layer."""
+        return Placed(self.log_count)
 
     @classmethod
     def of_plan(cls, plan: GridPlan) -> Canvas:

@@ -41,6 +41,7 @@ class Run:
             the low tokens are averaged from ``source``.
         sigmas: ``(S + 1,)`` the schedule, for contexts that act by step.
         method: which of the tokens each step and layer computes, and what attention sees.
+        masked: the latent carries a noise mask: the sampler itself puts the noisy source outside of it.
         state: the context at work.
         references: reference latents that show the source.
         work: the method at work, around the context.
@@ -61,6 +62,7 @@ class Run:
     low_clean: torch.Tensor | None = None
     sigmas: torch.Tensor | None = None
     method: Method = field(default_factory=HiLo)
+    masked: bool = True
     state: ContextRun = field(init=False)
     references: References = field(init=False)
     work: MethodRun = field(init=False)
@@ -250,15 +252,16 @@ class Run:
 
     def _low(self, canvas: Canvas, blocks: LowBlocks) -> tuple[torch.Tensor, torch.Tensor]:
         """Clean low tokens and their noise, both ``(B, L, C, p, p)``, made once a canvas."""
-        if self._low_of is None or self._low_of[0] is not canvas:
+        made = self._low_of
+        if made is None or made[0] is not canvas:
             device = self.source.device
             if self.low_clean is None:
                 clean = self._average(self.source, blocks)
             else:
                 clean = to_tokens(self.low_clean.to(self.source), self.plan.grid.patch)[:, blocks.index.to(device)]
             noise = to_tokens(self.noise, self.plan.grid.patch)[:, blocks.representative().to(device)]
-            self._low_of = (canvas, clean, noise)
-        return self._low_of[1], self._low_of[2]
+            made = self._low_of = canvas, clean, noise
+        return made[1], made[2]
 
     def _average(self, latent: torch.Tensor, blocks: LowBlocks) -> torch.Tensor:
         """``(B, L, C, p, p)`` the low tokens of a latent, averaged over the left out tokens of each block."""

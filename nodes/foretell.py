@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import comfy.model_management
+import torch
 
 from ..hilo_core import Run
 from ..hilo_core.contexts import Expected
@@ -31,9 +32,16 @@ def expected(guider: Any, run: Run, family: Family | None = None) -> Expected:
     # With a scale of 1 the host computes the positive conditioning alone.
     given = getattr(guider, "conds", {})
     conds = 1 if getattr(guider, "cfg", 1.0) == 1.0 else len(given) or 1
-    free = comfy.model_management.get_free_memory(run.source.device)
+    batch = len(run.source) * conds
+    free = _free(guider.model_patcher, run.source.device) - base.memory_required([batch, *run.source.shape[1:]])
     references = 0 if family is None else max(map(_references(run, family), given.get("positive", ())), default=0)
-    return Expected(layers, width, dtype.itemsize, len(run.source) * conds, int(free), references)
+    return Expected(layers, width, dtype.itemsize, batch, int(max(0, free)), references)
+
+
+def _free(patcher: Any, device: torch.device) -> int:
+    """Bytes of device memory that are free, or that the host frees of the model's weights when they are asked for."""
+    ask = getattr(patcher, "get_free_memory", comfy.model_management.get_free_memory)
+    return ask(device)
 
 
 def _references(run: Run, family: Family) -> Callable[[dict], int]:

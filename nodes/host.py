@@ -96,6 +96,7 @@ class HiLoPatch:
             if foretold:
                 log.info("HiLo Token: %s", foretold)
             share(self.reuse, run, guider)
+            run.masked = bool(rest) and rest[0] is not None
             options = dict(extra_args["model_options"])
             options["transformer_options"] = {**options.get("transformer_options", {}), KEY: run}
             extra_args = {**extra_args, "model_options": options}
@@ -135,11 +136,28 @@ class HiLoPatch:
             if reason:
                 _say(run, f"{reason}; the model runs dense")
             return self._whole(executor, run, *given)
+        try:
+            return self._planned(executor, run, *given)
+        except UnsupportedModel as error:
+            if not self.dense_when_unsupported:
+                raise UnsupportedModel(f"{error}; or set on_unsupported to dense") from error
+            run.given_up = str(error).removeprefix("HiLo Patch Model: ")
+            _say(run, f"{run.given_up}; the model runs dense")
+            return self._whole(executor, run, *given)
 
+    def _planned(self, executor: Any, run: Run, given: tuple, kwargs: dict) -> torch.Tensor:
+        """A call that computes what the run plans for it.
+
+        Raises:
+            UnsupportedModel: the model turned out to be another than it seemed.
+        """
+        x, t, c_concat, c_crossattn, control, options = given
         base = executor.class_obj
         model = _plain(base.diffusion_model)
 
         def noiser(sigma: torch.Tensor, noise: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
+            if not run.masked:  # for some models a mask means a clean surrounding
+                return base.model_sampling.noise_scaling(sigma.view(-1, *[1] * (noise.ndim - 1)), noise, clean)
             mask = torch.zeros_like(clean[:, :1])
             return base.scale_latent_inpaint(x=clean, sigma=sigma, noise=noise, latent_image=clean, denoise_mask=mask)
 
@@ -175,14 +193,10 @@ class HiLoPatch:
                 with run.timed(False, x.device):
                     denoised = executor(canvas, t, c_concat, c_crossattn, control, options, **kwargs)
         if sequence.asked and not sequence.placed:
-            run.given_up = f"this {self.family.name} model asked for positions in a form that is not known"
-            if not self.dense_when_unsupported:
-                raise UnsupportedModel(
-                    f"HiLo Patch Model: {run.given_up}, so the result would be wrong; set on_unsupported to dense and "
-                    "report the model"
-                )
-            _say(run, f"{run.given_up}; the model runs dense")
-            return self._whole(executor, run, *given)
+            raise UnsupportedModel(
+                f"HiLo Patch Model: this {self.family.name} model asked for positions in a form that is not known, so "
+                "the result would be wrong; report the model"
+            )
         run.done(forward)
         if references is not None:
             run.references.done(references)

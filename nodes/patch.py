@@ -10,7 +10,7 @@ from comfy_api.latest import io
 from ..hilo_core import CONTEXTS, Context, TokenPlan, UnsupportedModel, find_family, make_context
 from ..hilo_core.contexts.low import LowContext
 from ..hilo_core.contexts.reuse import Reuse
-from ..hilo_core.contexts.rolling import AutoContext
+from ..hilo_core.contexts.rolling import AutoContext, RollingContext
 from ..hilo_core.schedule import Schedule
 from .contexts import context_inputs, schedule_inputs
 from .events import announce
@@ -166,6 +166,8 @@ class HiLoPatchModel(io.ComfyNode):
             raise ValueError(
                 f"HiLo Patch Model: start_percent ({start_percent}) lies after end_percent ({end_percent}); swap them"
             )
+        # Rolling measured better with its dense step first.
+        schedule = Schedule(dense_first, dense_last, capture=0.0 if context == RollingContext.name else capture)
         diffusion_model = model.get_model_object("diffusion_model")
         page_node = getattr(cls.hidden, "unique_id", None)
         try:
@@ -182,6 +184,26 @@ class HiLoPatchModel(io.ComfyNode):
                 prompt_weight=prompt_weight,
                 **parts,
             )
+            if context == AutoContext.name and not family.attends:
+                context = LowContext.name
+            chosen = make_context(
+                context,
+                proportional=proportional,
+                refresh=refresh,
+                share=share,
+                memory_limit=memory_limit,
+                cache_place=cache_place,
+                forecast=forecast,
+                warm=warm,
+                schedule=schedule,
+            )
+            if not way.uses_context:
+                chosen = Context(schedule=schedule)
+            if chosen.needs_attention and not family.attends:
+                raise UnsupportedModel(
+                    f"{family.name} does not let other code into its attention, so context {context} cannot work; "
+                    "choose low or none"
+                )
         except UnsupportedModel as error:
             if on_unsupported == "dense":
                 log.warning("HiLo Patch Model: %s; it runs dense", error)
@@ -190,34 +212,12 @@ class HiLoPatchModel(io.ComfyNode):
             raise UnsupportedModel(
                 f"HiLo Patch Model: {error}; bypass the node, or set on_unsupported to dense"
             ) from error
-        if context == AutoContext.name and not family.attends:
-            context = LowContext.name
-        chosen = make_context(
-            context,
-            proportional=proportional,
-            refresh=refresh,
-            share=share,
-            memory_limit=memory_limit,
-            cache_place=cache_place,
-            forecast=forecast,
-            warm=warm,
-            # Rolling measured better with its dense step first.
-            schedule=Schedule(dense_first, dense_last, capture=0.0 if context == "rolling" else capture),
-        )
-        if not way.uses_context:
-            chosen = Context(schedule=Schedule(dense_first, dense_last))
-        if not family.attends:
-            if chosen.needs_attention:
-                raise UnsupportedModel(
-                    f"HiLo Patch Model: {family.name} does not let other code into its attention, so context {context} "
-                    "cannot work; choose low or none"
-                )
-            if chosen.uses_low and proportional:
-                log.warning(
-                    "HiLo Patch Model: %s does not let other code into its attention; low tokens weigh as one token "
-                    "each, as with proportional off",
-                    family.name,
-                )
+        if not family.attends and chosen.uses_low and proportional:
+            log.warning(
+                "HiLo Patch Model: %s does not let other code into its attention; low tokens weigh as one token each, "
+                "as with proportional off",
+                family.name,
+            )
         low = None
         if vae is not None and chosen.uses_low and plan.settings.low_factor:
             low = encode_low_picture(plan, family, diffusion_model, vae)

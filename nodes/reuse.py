@@ -23,7 +23,9 @@ def share(reuse: Reuse | None, run: Run, guider: Any) -> None:
     """
     patcher = guider.model_patcher
     replaced = any(name.split(".")[0] == "diffusion_model" for name in patcher.object_patches)
-    if reuse is None or not isinstance(run.state, CachingRun) or replaced:
+    # A guider with a model of its own for the negative, and layers put into the model, are not told by what is below.
+    unknown = replaced or getattr(patcher, "injections", None) or getattr(guider, "uncond_inner", None)
+    if reuse is None or not isinstance(run.state, CachingRun) or unknown:
         return
     plan = run.plan
     run.share(
@@ -49,7 +51,9 @@ def name(run: Run, options: dict, control: Any, *content: Any) -> Hashable:
     """
     # Guidance that skips or changes blocks asks for the same conditionings once more, with other blocks.
     blocks = sorted(map(str, options.get("patches_replace", {}).get("dit", {})))
-    uuids = tuple(options.get("uuids") or options.get("cond_or_uncond", ()))
+    # Which of the two it is belongs to it: the copy that the host makes of a conditioning of an area has the same uuid.
+    sides = tuple(options.get("cond_or_uncond", ()))
+    uuids = tuple(zip(options.get("uuids") or sides, sides, strict=False))
     if blocks:
         uuids = tuple((uuid, *blocks) for uuid in uuids)
     reuse = run.state.reuse if isinstance(run.state, CachingRun) else None

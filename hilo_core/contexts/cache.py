@@ -14,6 +14,7 @@ import torch
 
 from ..canvas import Canvas
 from ..lowres import LowBlocks, low_blocks
+from ..placed import Placed
 from ..plan import GridPlan
 from .base import AttentionCall, Context, ContextRun, Expected, Forward, KeysValuesMask, as_bias
 from .kvcache import LAYERS_CHANGED, KVCache
@@ -191,6 +192,7 @@ class CacheRun(CachingRun):
         plan = plan if smallest >= plan.high else plan.with_high(smallest)
         # In the order of the plan's ranking: what a larger budget computes is the beginning of what is left out.
         self.dropped = plan.order[len(plan.kept) :]
+        self._dropped = Placed(self.dropped)
         self.blocks: LowBlocks | None = None
         if context.pool > 1:
             self.blocks = low_blocks(plan.kept, plan.grid.rows, plan.grid.cols, context.pool)
@@ -241,7 +243,7 @@ class CacheRun(CachingRun):
     def _rows(self, rows: torch.Tensor, call: AttentionCall) -> torch.Tensor:
         """What is cached of a dense call's keys or values."""
         dim = call.dim
-        chosen = rows.index_select(dim, (self.dropped + call.start).to(rows.device))
+        chosen = rows.index_select(dim, self._dropped.on(rows.device) + call.start)
         if self.blocks is None:
             return chosen
         block = self.blocks.block[self.dropped].to(rows.device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..families.base import UnsupportedModel
+from ..placed import Placed
 from .base import AttentionCall
 from .memory import Held, Memory
 
@@ -56,7 +57,8 @@ class KVCache:
         self.before: Layers = {}
         self._sigmas = torch.full((2, rows), torch.nan)  # of the last capture and of the one before it
         self._undo = self._sigmas, self.age
-        self._weight: torch.Tensor | None = None
+        self._weight: Placed | None = None
+        self._written: Placed | None = None
 
     def begin(self, sigma: float, captured: torch.Tensor | None) -> None:
         """A forward begins.
@@ -75,7 +77,7 @@ class KVCache:
             self._sigmas[0, captured] = sigma
         last, before = self._sigmas
         reach = ((sigma - last) / (last - before)).nan_to_num(0, 0, 0).clamp(-REACH, REACH)
-        self._weight = 1 + reach if bool(reach.any()) else None
+        self._weight = Placed(1 + reach) if bool(reach.any()) else None
 
     def cancel(self) -> None:
         """The forward did not reach the model: nothing was captured."""
@@ -108,14 +110,16 @@ class KVCache:
             if self.filled:
                 raise UnsupportedModel(LAYERS_CHANGED)
             self.layers[call.layer] = self._hold(call, *(_empty(one, call.dim, self.rows) for one in (k, v)))
-        pair = self.layers[call.layer]
+        pair, written = self.layers[call.layer], self._written
+        if written is None or written.tensor is not index:  # every layer of a forward writes the same rows
+            written = self._written = Placed(index)
         if self.forecast == "linear":
             if call.layer not in self.before:
                 self.before[call.layer] = self._copies(pair)
             for held, old in zip(pair, self.before[call.layer], strict=True):
-                old.write(index, held.take(index))
+                old.write(written, held.take(written))
         for held, new in zip(pair, (k, v), strict=True):
-            held.write(index, new)
+            held.write(written, new)
 
     def read(self, call: AttentionCall) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of one layer, all rows.
@@ -130,7 +134,7 @@ class KVCache:
         k, v = (held.read() for held in self.layers[call.layer])
         if self._weight is None or call.layer not in self.before:
             return k, v
-        weight = self._weight.to(k)
+        weight = self._weight.on(k.device).to(k.dtype)
         old_k, old_v = (held.read() for held in self.before[call.layer])
         return _along(old_k, k, weight, call.dim), _along(old_v, v, weight, call.dim)
 

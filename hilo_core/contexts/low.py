@@ -34,5 +34,5 @@ class LowContext(Context):
             return mask
         bias = torch.zeros(1, 1, 1, keys, dtype=q.dtype, device=q.device)
         first_low = start + canvas.tokens - canvas.low
-        bias[..., first_low : first_low + canvas.low] = canvas.log_count.to(bias)
+        bias[..., first_low : first_low + canvas.low] = canvas.placed_log_count.on(bias.device)
         return bias if mask is None else as_bias(mask, q) + bias

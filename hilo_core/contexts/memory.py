@@ -15,6 +15,8 @@ from weakref import WeakSet
 
 import torch
 
+from ..placed import Placed
+
 PLACES = ("auto", "device", "8 bit", "cpu")
 
 # Module lists of a DiT whose attention never holds the picture's tokens.
@@ -57,11 +59,11 @@ class Held:
         """The rows, on their device and in their type."""
         return self.rows
 
-    def take(self, index: torch.Tensor) -> torch.Tensor:
+    def take(self, index: Placed) -> torch.Tensor:
         """Some rows, by their ``(R,)`` long index, on their device and in their type."""
-        return self.rows.index_select(self.dim, index.to(self.rows.device))
+        return self.rows.index_select(self.dim, index.on(self.rows.device))
 
-    def write(self, index: torch.Tensor | None, rows: torch.Tensor) -> None:
+    def write(self, index: Placed | None, rows: torch.Tensor) -> None:
         """Replace some rows, by their ``(R,)`` long index, or with ``None`` all of them."""
         _write(self.rows, self.dim, index, rows)
 
@@ -82,11 +84,11 @@ class EightBit(Held):
     def read(self) -> torch.Tensor:
         return self._in_full(self.rows, self.scale)
 
-    def take(self, index: torch.Tensor) -> torch.Tensor:
-        index = index.to(self.rows.device)
-        return self._in_full(*(part.index_select(self.dim, index) for part in self.parts))
+    def take(self, index: Placed) -> torch.Tensor:
+        chosen = index.on(self.rows.device)
+        return self._in_full(*(part.index_select(self.dim, chosen) for part in self.parts))
 
-    def write(self, index: torch.Tensor | None, rows: torch.Tensor) -> None:
+    def write(self, index: Placed | None, rows: torch.Tensor) -> None:
         for held, new in zip(self.parts, self._quantised(rows), strict=True):
             _write(held, self.dim, index, new)
 
@@ -102,16 +104,21 @@ class EightBit(Held):
 
 class OnCpu(Held):
     """In CPU memory. Where there is CUDA it is pinned, and nothing here makes the GPU wait: rows leave and arrive in
-    the background, a layer's while the layer before it is computed."""
+    the background, a layer's while the layer before it is computed.
+
+    Args:
+        pinned: for rows that are read in every call. Pinned memory is taken from everything else on the machine, in
+            blocks of a power of two, and is never given back to it. Where there is none left, the rows are not pinned.
+    """
 
     place = "cpu"
 
-    def __init__(self, rows: torch.Tensor, dim: int, head_dim: int) -> None:
+    def __init__(self, rows: torch.Tensor, dim: int, head_dim: int, pinned: bool = True) -> None:
         self.dim, self.shape, self.head_dim, self.dtype = dim, rows.shape, head_dim, rows.dtype
         self.device = rows.device
         self._arriving: tuple[torch.Tensor, torch.cuda.Event] | None = None
-        self._leaving: list[tuple[torch.Tensor | None, torch.Tensor, torch.cuda.Event]] = []
-        self.rows = torch.empty(rows.shape, dtype=rows.dtype, device="cpu", pin_memory=self._cuda)
+        self._leaving: list[tuple[Placed | None, torch.Tensor, torch.cuda.Event]] = []
+        self.rows = _on_cpu(rows, pinned and self._cuda)
         self.write(None, rows)
 
     @property
@@ -135,14 +142,14 @@ class OnCpu(Held):
         self._arriving = None
         return rows
 
-    def take(self, index: torch.Tensor) -> torch.Tensor:
+    def take(self, index: Placed) -> torch.Tensor:
         # The whole layer comes: it is read later in the same call, and was asked for ahead of it.
         self.coming()
         if self._arriving is None:
             return super().take(index).to(self.device)
-        return self._arrived(*self._arriving).index_select(self.dim, index.to(self.device))
+        return self._arrived(*self._arriving).index_select(self.dim, index.on(self.device))
 
-    def write(self, index: torch.Tensor | None, rows: torch.Tensor) -> None:
+    def write(self, index: Placed | None, rows: torch.Tensor) -> None:
         if not self._cuda:
             _write(self.rows, self.dim, index, rows.to(self.rows.device))
             return
@@ -157,7 +164,7 @@ class OnCpu(Held):
             self.rows.copy_(rows, non_blocking=True)
             self._leaving.append((None, self.rows, _mark(current)))
         else:
-            copied = torch.empty(rows.shape, dtype=rows.dtype, device="cpu", pin_memory=True)
+            copied = _on_cpu(rows, pinned=True)
             copied.copy_(rows, non_blocking=True)
             self._leaving.append((index, copied, _mark(current)))
 
@@ -239,13 +246,14 @@ class Memory:
         place = self.place if self.place != "auto" else self._chosen(whole)
         size = whole // bytes if place == "8 bit" else whole
         words = {"device": "on the device", "8 bit": "in 8 bit", "cpu": "in CPU memory"}[place]
-        beyond = place != "cpu" and self.limit and size > self.limit
+        # What goes to CPU memory is not in 8 bit there.
+        beyond = (size - self.limit) * whole / size if place != "cpu" and self.limit and size > self.limit else 0
         return (
             f"keys and values of what is left out take about {size / 1e9:.2f} GB {words} "
             f"({self.layers} layers, {rows:,} rows of {width:,}"
             + (f", {self.captures} captures" if self.captures > 1 else "")
             + (f", and {references:,} rows of references)" if references else ")")
-            + (f", of which {(size - self.limit) / 1e9:.2f} GB go to CPU memory" if beyond else "")
+            + (f", but for a part that takes {beyond / 1e9:.2f} GB of CPU memory" if beyond else "")
         )
 
     def _chosen(self, whole: int) -> str:
@@ -293,11 +301,21 @@ def expected_layers(model: torch.nn.Module) -> tuple[int, int]:
     return blocks, widths.most_common(1)[0][0] if widths else 0
 
 
-def _write(held: torch.Tensor, dim: int, index: torch.Tensor | None, rows: torch.Tensor) -> None:
+def _write(held: torch.Tensor, dim: int, index: Placed | None, rows: torch.Tensor) -> None:
     if index is None:
         held.copy_(rows)
     else:
-        held.index_copy_(dim, index.to(held.device), rows)
+        held.index_copy_(dim, index.on(held.device), rows)
+
+
+def _on_cpu(like: torch.Tensor, pinned: bool) -> torch.Tensor:
+    """Room for a tensor in CPU memory."""
+    try:
+        return torch.empty(like.shape, dtype=like.dtype, device="cpu", pin_memory=pinned)
+    except RuntimeError:  # no more of it can be pinned: copies are slower then, but there are copies
+        if not pinned:
+            raise
+        return _on_cpu(like, pinned=False)
 
 
 def _mark(stream: torch.cuda.Stream) -> torch.cuda.Event:

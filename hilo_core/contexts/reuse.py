@@ -84,10 +84,7 @@ class Reuse:
                 return
             while self.limit and size > self.limit - self.bytes:
                 self._kept.pop(others.pop(0))
-            copies: Layers = {
-                layer: (OnCpu(k.read(), k.dim, k.head_dim), OnCpu(v.read(), v.dim, v.head_dim))
-                for layer, (k, v) in layers.items()
-            }
+            copies: Layers = {layer: (_pageable(k), _pageable(v)) for layer, (k, v) in layers.items()}
             self._kept[key] = model, copies
 
     def clear(self) -> None:
@@ -163,6 +160,11 @@ class ReuseOfRun:
 
     def _key(self, conds: Hashable, sigma: float) -> Key:
         return self.identity, conds, round(sigma, 6)
+
+
+def _pageable(held: Held) -> Held:
+    """A copy that is not pinned: it is read once a run, and there may be gigabytes of it."""
+    return OnCpu(held.read(), held.dim, held.head_dim, pinned=False)
 
 
 def digest(*parts: Any) -> str:

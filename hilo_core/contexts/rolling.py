@@ -16,6 +16,7 @@ import torch
 
 from ..canvas import Canvas
 from ..lowres import low_blocks
+from ..placed import Placed
 from ..plan import CANVAS_WIDTH, GridPlan
 from .base import AttentionCall, ContextRun, Forward, KeysValuesMask
 from .cache import STAND_IN_FACTOR, CachingContext, CachingRun, append
@@ -89,6 +90,7 @@ class RollingRun(CachingRun):
 
     def __init__(self, context: RollingContext, plan: GridPlan, steps: int = 0) -> None:
         self.ranked = refresh_order(plan, context.order)
+        self._ranked = Placed(self.ranked)
         super().__init__(context, plan, steps)
         self.low_factor = plan.low.factor if plan.low is not None else STAND_IN_FACTOR
         self.weight = torch.linspace(1 + context.favour, 1, len(self.ranked))
@@ -134,7 +136,7 @@ class RollingRun(CachingRun):
         cache = self.caches[forward.conds]
         cache.seen += 1
         if forward.dense:
-            index = (self.ranked + start).to(k.device)
+            index = self._ranked.on(k.device) + start
             cache.store(call, k.index_select(dim, index), v.index_select(dim, index))
             return k, v, call.mask
         assert forward.rows is not None

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import sys
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from threading import Lock
 from typing import Any
 
 import torch
 
 from .base import Family, Sequence, UnsupportedModel, replaced
 from .tables import sample_table
+
+_MODULE = Lock()
 
 
 class PixArt(Family):
@@ -41,4 +45,11 @@ class PixArt(Family):
             return sample_table(table[None], canvas)[0]
 
         # The model calls a function of its module, so that is what stands in for one forward.
-        return replaced(module, "get_2d_sincos_pos_embed_torch", true_positions)
+        return _alone(replaced(module, "get_2d_sincos_pos_embed_torch", true_positions))
+
+
+@contextmanager
+def _alone(context: AbstractContextManager[None]) -> Iterator[None]:
+    """One forward at a time, where the host calls the models of several GPUs in threads: they share their module."""
+    with _MODULE, context:
+        yield

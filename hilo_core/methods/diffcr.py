@@ -18,6 +18,7 @@ import torch.nn.functional as F
 
 from ..contexts import ContextRun, Forward
 from ..families.base import UnsupportedModel
+from ..placed import Placed
 from ..plan import GridPlan
 from .base import Cut, Layer, MethodRun, Whole, WholeRun
 
@@ -166,20 +167,18 @@ class DiffCRRun(WholeRun):
 
     def __init__(self, method: DiffCR, plan: GridPlan, context: ContextRun, steps: int) -> None:
         super().__init__(method, plan, context, steps)
-        self.edit, self.outside = plan.edit, int((~plan.edit).sum())
+        self.edit, self.outside = Placed(plan.edit), int((~plan.edit).sum())
         self.changed: dict[tuple[Hashable, int], torch.Tensor] = {}
 
     def cut(self, forward: Forward, layer: Layer) -> Cut | None:
         count, device = layer.rows.shape[1], layer.rows.device
-        if self.edit.device != device:
-            self.edit = self.edit.to(device)
         routers = self.method.routers
         trained = routers.scores(layer) if routers is not None else None
         score = self.changed.get((forward.conds, layer.index)) if trained is None else trained.mean(0)
         index = torch.arange(count, device=device)
         if score is not None:
             ratio = self.method.at(layer.index / max(1, layer.count - 1), self.progress)
-            index = entering(score, self.edit, round(min(ratio, MOST) * self.outside))
+            index = entering(score, self.edit.on(device), round(min(ratio, MOST) * self.outside))
         return Bypass(index, None, None if trained is None else trained[:, index, None])
 
     def computed(self, forward: Forward, layer: Layer, out: torch.Tensor, cut: Cut | None) -> None:

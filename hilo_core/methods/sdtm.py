@@ -14,6 +14,7 @@ import torch.nn.functional as F
 
 from ..contexts import AttentionCall, ContextRun, Forward
 from ..contexts.base import KeysValuesMask
+from ..placed import Placed
 from ..plan import GridPlan
 from .base import Cut, Layer, MethodRun, Whole, WholeRun, add_bias
 
@@ -96,10 +97,10 @@ class SDTMRun(WholeRun):
     def __init__(self, method: SDTM, plan: GridPlan, context: ContextRun, steps: int) -> None:
         super().__init__(method, plan, context, steps)
         self.outside = int((~plan.edit).sum())
-        self.windows = free_windows(plan)
+        self.windows = Placed(free_windows(plan))
         rank = torch.empty(plan.grid.count)
         rank[plan.order] = torch.linspace(0, 1, plan.grid.count)
-        self.flatness = rank  # 0 for the strongest edge, 1 for the flattest token
+        self.flatness = Placed(rank)  # 0 for the strongest edge, 1 for the flattest token
 
     @property
     def structure(self) -> bool:
@@ -107,11 +108,10 @@ class SDTMRun(WholeRun):
         return self.progress < self.method.switch
 
     def cut(self, forward: Forward, layer: Layer) -> Cut | None:
-        if self.windows.device != layer.rows.device:
-            self.windows, self.flatness = self.windows.to(layer.rows.device), self.flatness.to(layer.rows.device)
+        windows, flatness = (one.on(layer.rows.device) for one in (self.windows, self.flatness))
         fewer = round(self.method.at(self.progress) * self.outside)
         merge = merge_windows if self.structure else merge_tokens
-        return merge(layer.rows, self.windows, fewer, self.flatness)
+        return merge(layer.rows, windows, fewer, flatness)
 
     def attend(self, forward: Forward, call: AttentionCall, cut: Cut | None = None) -> KeysValuesMask:
         method, keys = self.method, call.k.shape[call.dim]

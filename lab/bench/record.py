@@ -18,7 +18,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 CLOCKS = {"wall": "seconds on the wall", "busy": "seconds of the process, on a machine shared with other work"}
-PACKAGES = ("torch", "diffusers", "numpy", "opencv-python-headless", "opencv-python", "scikit-image", "scipy", "kornia")
+PACKAGES = ("torch", "diffusers", "numpy", "opencv-python-headless", "opencv-python", "scikit-image", "scipy")
 
 Entry = dict[str, Any]
 Content = dict[str, Any]  # "environments" by the time of the run, and lists of entries

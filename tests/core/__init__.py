@@ -1,1 +1,1 @@
-"""Tests of `hilo_core` alone: torch, NumPy, OpenCV and kornia, no ComfyUI."""
+"""Tests of `hilo_core` alone: torch, NumPy and OpenCV, kornia to compare with, no ComfyUI."""

@@ -13,6 +13,7 @@ from hilo_core import make_context
 from hilo_core.contexts import Expected
 from hilo_core.contexts.cache import CachingRun
 from hilo_core.contexts.memory import PLACES, EightBit, Held, Memory, OnCpu, expected_layers
+from hilo_core.placed import Placed
 
 KEPT_CONTEXTS = {"cache": {"refresh": 0}, "rolling": {"share": 0.1}, "low + cache": {"refresh": 0}}
 GB = 1e9
@@ -43,7 +44,7 @@ def test_rows_written_come_back(place: str) -> None:
     held = memory.hold(rows(), 2, 64)
     new, index = rows(1)[:, :, :3] * 9, torch.tensor([4, 17, 0])
     twin = memory.copy(held)
-    held.write(index, new)
+    held.write(Placed(index), new)
     expected = rows().index_copy(2, index, new)
     tolerance = dict(rtol=0.0, atol=0.15 if place == "8 bit" else 0.0)
     torch.testing.assert_close(held.read(), expected, **tolerance)
@@ -58,8 +59,8 @@ def test_some_rows_are_those_of_all_rows(place: str, flat: bool) -> None:
     given = rows().bfloat16()
     given, dim = (given.transpose(1, 2).flatten(2), 1) if flat else (given, 2)
     held, index = Memory(place).hold(given, dim, 64), torch.tensor([4, 17, 0])
-    assert torch.equal(held.take(index), held.read().index_select(dim, index))
-    assert held.take(index).dtype == torch.bfloat16
+    assert torch.equal(held.take(Placed(index)), held.read().index_select(dim, index))
+    assert held.take(Placed(index)).dtype == torch.bfloat16
     assert held.full_bytes == held.read().nbytes == given.nbytes
 
 
@@ -168,7 +169,7 @@ def test_the_size_is_said_before_the_run() -> None:
     assert "about 1.99 GB on the device (57 layers, 2,848 rows of 3,072)" in said()
     assert "about 1.00 GB in 8 bit" in said(memory_limit=1.5)
     assert "in 8 bit" in said(memory_limit=4, free=3 * 10**9), "half of what is free is the limit, too"
-    assert "0.50 GB go to CPU memory" in said(memory_limit=0.5)
+    assert "but for a part that takes 0.99 GB of CPU memory" in said(memory_limit=0.5)
     assert "about 1.99 GB in CPU memory" in said(cache_place="cpu")
     assert "about 3.99 GB" in said(forecast="linear")
     model = replace(model, references=2848)
@@ -221,4 +222,4 @@ def test_rows_on_the_cpu_come_back_to_their_device() -> None:
     held = OnCpu(torch.ones(1, 1, 4, 2), 2, 2)
     held.device = torch.device("meta")
     assert held.read().device.type == "meta" and held.rows.device.type == "cpu"
-    assert held.take(torch.tensor([1, 2])).device.type == "meta"
+    assert held.take(Placed(torch.tensor([1, 2]))).device.type == "meta"

@@ -140,7 +140,7 @@ def test_a_forecast_does_not_reach_far() -> None:
     assert model.error(0.75, model.call(2, 0.75)[1]) < 1e-5
     model.call(2, 0.1)
     cache = model.run.caches["conds"]  # type: ignore[attr-defined]
-    assert cache._weight is not None and float(cache._weight.max()) == 1 + REACH
+    assert cache._weight is not None and float(cache._weight.tensor.max()) == 1 + REACH
     model.call(1, 0.85)
     model.call(2, 0.3)
     assert cache._weight is None

@@ -5,12 +5,13 @@ from __future__ import annotations
 import gc
 import logging
 from importlib import import_module
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import comfy.model_management
 import pytest
 import torch
+from comfy.patcher_extension import WrappersMP
 
 from host import tiny
 from host.attention import count_attention_tokens
@@ -190,6 +191,34 @@ def test_what_changes_the_keys_is_not_served_by_an_earlier_run(
     scaled = patcher.clone()
     scaled.model_options["transformer_options"]["rope_options"] = {"scale_x": 1.1, "scale_y": 1.1}
     assert dense(scaled) == 1, "other positions"
+
+
+def test_the_sides_of_guidance_never_share_a_cache(pack: ModuleType) -> None:
+    """The host gives its copy of an area's conditioning, made for the other side, the same uuid."""
+    name, run = import_module(f"{pack.__name__}.nodes.reuse").name, SimpleNamespace(state=None)
+    names = [name(run, {"uuids": ["one"], "cond_or_uncond": [side]}, None) for side in (0, 1)]
+    assert names[0] != names[1]
+
+
+@pytest.mark.parametrize("name", ["wan22_5b", "hunyuan_video"])
+def test_without_a_noise_mask_the_surrounding_is_as_noisy_as_the_step(name: str, pack: ModuleType) -> None:
+    """With one these models take a clean surrounding; without one the sampler hands them a noisy picture."""
+    job = Job(pack, name)
+    base = job.model.patcher.model
+    given: list[torch.Tensor] = []
+
+    def watch(executor: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        given.append(x)
+        return executor(x, *args, **kwargs)
+
+    patcher = job.patched(context="cache", refresh=1)  # every call is dense and takes the whole latent
+    patcher.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "test", watch)
+    source = base.process_latent_in(job.latent)
+    for masked in (True, False):
+        given.clear()
+        job.sample(patcher, noise_mask=masked, steps=4)
+        noisy = (given[1] - source)[..., ~job.edited()].abs().max() > 0.05 * source.abs().max()
+        assert noisy == (not masked)
 
 
 def test_two_kinds_of_run_do_not_take_each_others_noise(pack: ModuleType) -> None:

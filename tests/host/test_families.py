@@ -76,7 +76,7 @@ def test_contexts_that_need_the_attention(name: str, pack: ModuleType, caplog: p
     job = Job(pack, name)
     for context in ("cache", "pooled cache", "rolling"):
         with pytest.raises(
-            ValueError, match=f"^HiLo Patch Model: .* context {context} cannot work; choose low or none$"
+            ValueError, match=f"^HiLo Patch Model: .* context {context} cannot work; choose low or none; bypass"
         ):
             job.patched(context=context)
     with caplog.at_level(logging.WARNING, logger="hilo_token"):
