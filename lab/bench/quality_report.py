@@ -17,6 +17,7 @@ from lab.bench.verdict import LOWEST_DELTA_PSNR, OPEN, in_words
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+FIT = "fit kinds alone"
 HEADER = [
     "row", "pictures", "tokens", "FLOPs", "time", "PSNR mask", "Δ dense, 95 %", "PSNR to dense", "SSIM mask",
     "SSIM to dense", "PSNR ring", "outside", "seam ΔE", "over dense", "edge", "grid", "verdict",
@@ -29,7 +30,8 @@ LEGEND = (
     "the dense result on the same noise; ring and outside before anything is pasted back. *seam ΔE*: colour step "
     "across the mask's contour after a hard paste, less the source's own. *edge*: gradient energy across it over the "
     f"source's. *grid*: error energy at token borders over elsewhere, 1 where no grid shows. *{OPEN}*: not shown to be "
-    f"safe, but not shown to be worse either; the interval holds {LOWEST_DELTA_PSNR} dB."
+    f"safe, but not shown to be worse either; the interval holds {LOWEST_DELTA_PSNR} dB. "
+    f"*{FIT}*: Δ dense and verdict without the pictures of kinds that failed the entrance test."
 )
 
 
@@ -70,7 +72,7 @@ def markdown(content: dict[str, Any], name: str) -> str:
     for (size, steps, group), rows in tables(content["rows"]).items():
         lines += [
             f"\n## {size} px, {steps} steps, {group} masks ({rows[0]['share']:.1%} on average)\n",
-            record.table(HEADER, [line(row) for row in rows]),
+            record.table([*HEADER, FIT], [[*line(row), fit(row)] for row in rows]),
         ]
     return "\n".join(lines)
 
@@ -99,6 +101,15 @@ def line(row: dict[str, Any]) -> list[str]:
         f"{row['grid_ratio']:.2f}",
         verdict,
     ]
+
+
+def fit(row: dict[str, Any]) -> str:
+    """The difference and the verdict on the kinds of pictures that the model is fit to judge on."""
+    found = row["fit"]
+    if row["row"] in ("dense", "telea") or not found:
+        return "–"
+    verdict = in_words(found["passed"], found["high"], found["seam_excess"])
+    return f"{found['delta_psnr']:+.2f} [{found['low']:+.2f}, {found['high']:+.2f}] {verdict}"
 
 
 def percent(share: float) -> str:

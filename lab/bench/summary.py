@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any
 
 import numpy as np
@@ -55,17 +55,23 @@ def still_valid(content: dict[str, Any], environment: dict[str, Any]) -> dict[st
 def summarise(content: dict[str, Any]) -> dict[str, Any]:
     """The content of quality.json from that of the file of pictures."""
     results = content["pictures"]
+    tests = entrance([result for result in results if result["entrance"]])
+    unfit = {line["kind"] for line in tests if not line["able"]}
+    rows = [result for result in results if not result["entrance"]]
     return {
         "environments": content["environments"],
         "rule": RULE,
-        "rows": table_rows([result for result in results if not result["entrance"]], content["environments"]),
-        "entrance": entrance([result for result in results if result["entrance"]]),
+        "rows": table_rows(rows, content["environments"], unfit),
+        "entrance": tests,
     }
 
 
-def table_rows(results: Results, environments: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+def table_rows(
+    results: Results, environments: Mapping[str, Any] | None = None, unfit: Set[str] = frozenset()
+) -> list[dict[str, Any]]:
     """One entry for each size, number of steps, group of masks and row; all relative to dense on the row's pictures,
-    times on those that dense was timed on by the same processor."""
+    times on those that dense was timed on by the same processor. Kinds of pictures that the model is unfit to judge on
+    are judged with the others, and `fit` is the same without them."""
     found = defaultdict(dict)
     for result in results:
         found[result["size"], result["steps"], result["group"]].setdefault(result["row"], []).append(result)
@@ -75,6 +81,7 @@ def table_rows(results: Results, environments: Mapping[str, Any] | None = None) 
         for name in [name for name in ROWS if name in by_row]:
             entries = by_row[name]
             dense = [dense_of[entry["case"]] for entry in entries]
+            fit = [place for place, entry in enumerate(entries) if entry["kind"] not in unfit]
             timed = [pair for pair in zip(entries, dense, strict=True) if _same_processor(*pair, environments or {})]
             means = {key: _mean(entries, key) for key in MEANS}
             rows.append(
@@ -91,9 +98,8 @@ def table_rows(results: Results, environments: Mapping[str, Any] | None = None) 
                     / _mean([other for _, other in timed], "seconds"),
                     "edge_ratio": _ratio(entries, "edge", "edge_source"),
                     "grid_ratio": _ratio(entries, "grid_border", "grid_inside"),
-                    **judge(
-                        *(_column(part, key) for key in ("psnr_mask", "seam") for part in (entries, dense))
-                    ).as_dict(),
+                    **_judged(entries, dense),
+                    "fit": _judged([entries[i] for i in fit], [dense[i] for i in fit]) if fit else None,
                     "by_kind": _by_kind(entries, dense),
                 }
             )
@@ -135,6 +141,10 @@ def entrance(results: Results) -> list[dict[str, Any]]:
             }
         )
     return lines
+
+
+def _judged(entries: Results, dense: Results) -> dict[str, Any]:
+    return judge(*(_column(part, key) for key in ("psnr_mask", "seam") for part in (entries, dense))).as_dict()
 
 
 def _same_processor(entry: dict[str, Any], other: dict[str, Any], environments: Mapping[str, Any]) -> bool:

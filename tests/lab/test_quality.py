@@ -236,6 +236,12 @@ def test_summary_is_the_mean_of_its_pictures() -> None:
     assert rows["edit_only"]["flops_share"] == 0.5 and rows["edit_only"]["passed"] is False
     assert rows["edit_only"]["edge_ratio"] == 0.5 and rows["edit_only"]["grid_ratio"] == 2
     assert rows["edit_only"]["by_kind"] == {"stripes": pytest.approx(-2)}
+    odd = [
+        result(row, psnr, 10 + case, "photo") for row, psnr in (("dense", 10), ("edit_only", 30)) for case in range(10)
+    ]
+    both = {row["row"]: row for row in table_rows([*results, *odd], unfit={"photo"})}["edit_only"]
+    assert both["delta_psnr"] == pytest.approx(9) and both["fit"]["delta_psnr"] == pytest.approx(-2)
+    assert both["fit"]["passed"] is False
     for entry in results:  # timed on another machine than dense: no ratio
         entry["run"] = "there" if entry["row"] == "edit_only" else "here"
     machines = {"here": {"processor": "A"}, "there": {"processor": "B"}}
