@@ -198,7 +198,8 @@ def find_canvas(ids: torch.Tensor, canvas: Canvas, axes: tuple[int, int], last: 
         Start of the canvas, or ``None``.
     """
     grid = ids[0, :, list(axes)].detach().cpu().double()  # in this order: not every device has double precision
-    coarse = torch.finfo(ids.dtype).eps if ids.is_floating_point() else 0.0  # bfloat16 counts by twos from 256 on
+    # bfloat16 counts by twos from 256 on; where a model has counted in it, its ids may be of another type by now.
+    coarse = torch.finfo(torch.bfloat16).eps if ids.is_floating_point() else 0.0
     count, last_start = canvas.tokens, len(grid) - canvas.tokens
     if last_start < 0:
         return None

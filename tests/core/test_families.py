@@ -54,8 +54,9 @@ def test_a_canvas_of_many_rows_is_found_among_ids_in_bfloat16() -> None:
     """Which counts by twos from 256 on; a reference behind it that goes on counting is not taken for it."""
     canvas = Canvas.of_tokens(torch.arange(300 * 32), 300, 32)
     ids = torch.cat([TEXT, raster(300, 32), raster(300, 32, 1)])[None].bfloat16()
-    assert find_canvas(ids, canvas, (1, 2)) == 24
-    assert find_canvas(ids, canvas, (1, 2), last=True) == 24 + 300 * 32
+    for kept_as in (torch.bfloat16, torch.float32):  # Qwen-Image counts in the model's type and keeps it in float32
+        assert find_canvas(ids.to(kept_as), canvas, (1, 2)) == 24
+        assert find_canvas(ids.to(kept_as), canvas, (1, 2), last=True) == 24 + 300 * 32
     assert find_canvas(raster(300, 32, shift=(2, 0))[None, 32:], canvas, (1, 2)) is None
 
 
