@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -40,6 +41,7 @@ class Meter:
         model: the transformer.
         text: its text tokens.
         per_token, per_call: operations outside attention.
+        per_pair: operations in attention of a query and a key, over all layers.
         tokens: picture tokens of every call since `start`, the mean of its layers.
         attention: operations in attention since `start`.
     """
@@ -48,6 +50,7 @@ class Meter:
     text: int
     per_token: float = 0.0
     per_call: float = 0.0
+    per_pair: float = 0.0
     tokens: list[float] = field(default_factory=list)
     attention: int = 0
 
@@ -77,9 +80,16 @@ class Meter:
                     f"one call on {length} tokens was seen as {self.tokens}: is text really {self.text}?"
                 )
             outside.append(total - self.attention)
+            self.per_pair = self.attention / (length + self.text) ** 2
         self.per_token = (outside[1] - outside[0]) / (lengths[1] - lengths[0])
         self.per_call = outside[0] - self.per_token * lengths[0]
         self.start()
+
+    def tokens_for(self, flops: float) -> float:
+        """The picture tokens on which a dense call costs so many operations."""
+        linear = self.per_token + 2 * self.per_pair * self.text
+        constant = self.per_call + self.per_pair * self.text**2 - flops
+        return (math.sqrt(linear**2 - 4 * self.per_pair * constant) - linear) / (2 * self.per_pair)
 
     @contextmanager
     def watching(self) -> Iterator[Meter]:

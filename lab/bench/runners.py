@@ -173,8 +173,7 @@ class LabRunner:
         box = crop_box(case.mask)
         if not row.equal_to:
             return self._paint(case, steps, Cropped(box, case.mask.shape).begin)
-        whole = case.mask.size // TOKEN**2
-        budget = round(done[row.equal_to].tokens * whole)
+        budget = math.floor(self.meter.tokens_for(done[row.equal_to].flops / steps) + 1e-6)
         if box.tokens <= budget:
             return self._paint(case, steps, Cropped(box.grown(budget, case.mask.shape), case.mask.shape).begin)
         small = shrunk(case, box, budget)

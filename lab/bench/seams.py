@@ -111,24 +111,22 @@ def run(runner: LabRunner, keeping: Keeping, case: Case) -> Painted:
     for name, row in ROWS_RUN.items():
         done[name] = runner.run(row, case, STEPS, done)
         if name == HILO:
-            done[HILO] = replace(
-                done[HILO], raw=keeping.region(plan_of(case)), tokens=tokens_for(done[HILO].seconds, done)
-            )
+            flops = flops_for(done[HILO].seconds, done)
+            done[HILO] = replace(done[HILO], raw=keeping.region(plan_of(case)), flops=flops)
     return Painted(
         {name: outcome.raw for name, outcome in done.items()},
         {name: outcome.seconds for name, outcome in done.items()},
     )
 
 
-def tokens_for(seconds: float, done: dict[str, Outcome]) -> float:
-    """The tokens of a crop, relative to the whole picture's, that take so long: time as a power of the tokens, through
-    the dense run and the plain crop's."""
+def flops_for(seconds: float, done: dict[str, Outcome]) -> float:
+    """The operations of a crop that take so long: time as a power of the operations, through the dense run and the
+    plain crop's."""
     dense, crop = done["dense"], done["crop"]
-    time = min(seconds / dense.seconds, 1.0)
-    if not crop.tokens < 1 or not crop.seconds < dense.seconds:
-        return time
-    power = math.log(crop.seconds / dense.seconds) / math.log(crop.tokens)
-    return time ** (1 / power)
+    time, power = min(seconds / dense.seconds, 1.0), 1.0
+    if crop.flops < dense.flops and crop.seconds < dense.seconds:
+        power = math.log(crop.seconds / dense.seconds) / math.log(crop.flops / dense.flops)
+    return dense.flops * time ** (1 / power)
 
 
 def pasted(case: Case, raw: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -264,9 +262,8 @@ def report(content: record.Content) -> str:
         f"\nHeld-out pictures, {STEPS} steps, preset balanced; weights "
         f"{', '.join(f'{name} {digest}' for name, digest in weights.items())}. The dense result is decoded in full, "
         "HiLo's by region. *time*: of sampling, relative to dense; the crop in equal time grows, or shrinks its "
-        "pixels, to as many tokens as should take HiLo's time, from the times of the dense run and of the plain crop. "
-        "Across two contours, the mask's and the *border* of the edit "
-        "region, where it was pasted: *step*, mean colour step in Delta E (CIE76) less the true picture's own; "
+        "pixels, to as many operations as should take HiLo's time, from the times of the dense run and of the plain "
+        "crop. Across two contours, the mask's and the *border* of the edit region, where it was pasted: *step*, mean colour step in Delta E (CIE76) less the true picture's own; "
         "*gradient*, gradient energy over the true picture's, the median; *error*, mean distance of each colour step "
         "from the true picture's. A negative step and a gradient below 1 are no merit: texture was washed out, and "
         f"*error* counts it. A crop is blended further out: at that border its own picture still has a sixth of the "

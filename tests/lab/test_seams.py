@@ -99,19 +99,19 @@ def test_a_size_too_small_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 def test_the_crop_has_the_time_of_hilo() -> None:
-    """On a machine whose time goes with the square of the tokens; HiLo spends a quarter of dense's."""
-    case, budgets = seams.case_of("scattered", 0, 128), []
-    tokens = {"dense": 1.0, "crop": 0.9, seams.HILO: 0.7}
+    """On a machine whose time goes with the square of the operations; HiLo spends a quarter of dense's."""
+    case, spent = seams.case_of("scattered", 0, 128), []
+    flops = {"dense": 100.0, "crop": 90.0, seams.HILO: 70.0}
 
     class Runner:
         def run(self, row: Row, case: Case, steps: int, done: dict[str, Outcome]) -> Outcome:
             name = next(name for name, one in seams.ROWS_RUN.items() if one is row)
-            share = done[row.equal_to].tokens if row.equal_to else tokens[name]
-            budgets.append(share)
-            return Outcome(case.image, share, 1.0, 4.0 * share**2 if name != seams.HILO else 1.0)
+            spent.append(done[row.equal_to].flops if row.equal_to else flops[name])
+            seconds = 1.0 if name == seams.HILO else 4.0 * (spent[-1] / 100) ** 2
+            return Outcome(case.image, 1.0, spent[-1], seconds)
 
     keeping: Any = type("Keeping", (), {"region": lambda self, plan: case.image * 0})()
     painted = seams.run(cast(Any, Runner()), keeping, case)
-    assert budgets[-1] == pytest.approx(0.5), "half of the tokens take a quarter of the time"
+    assert spent[-1] == pytest.approx(50), "half of the operations take a quarter of the time"
     assert painted.seconds[seams.CROP] == pytest.approx(painted.seconds[seams.HILO])
     assert not painted.raw[seams.HILO].any(), "HiLo's picture is decoded by region"
