@@ -39,8 +39,10 @@ def markdown(content: Content) -> str:
         *record.provenance(content),
         "\nOne step of the transformer, dense and compressed in turn in one process, medians. *ideal*: counted "
         "operations of the dense step over the compressed one's, text tokens included. *efficiency*: measured over "
-        f"ideal, the goal is {GOAL}. Few blocks of each model, random weights: what HiLo adds a step is spread over "
-        "fewer blocks than in the real model. Masks are scattered, grown by the preset's dilation.\n",
+        f"ideal, the goal is {GOAL}; it is above 1 where an operation of attention takes longer than another, as on a "
+        "CPU at many tokens, for the compressed step has less of it. Few blocks of each model, random weights: what "
+        "HiLo adds a step is spread over fewer blocks than in the real model. Masks are scattered, grown by the "
+        "preset's dilation.\n",
         "![Speedup](speed.png)\n",
     ]
     for (model, device, dtype, context, preset), entries in panels(content.get("steps", [])).items():
