@@ -50,12 +50,16 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
 
 def said(expression: str, language: str = "en") -> Any:
     """What the page's own words make of an expression over `words`."""
+    return evaluated("words", f"const words = wordsIn({json.dumps(MESSAGES)}, {json.dumps(language)})", expression)
+
+
+def evaluated(file: str, before: str, expression: str) -> Any:
+    """An expression's value where a script of the page has run, and some lines after it."""
     program = shutil.which("node")
     if not program:
         pytest.skip("Node.js was not found")
-    code = (ROOT / "web" / "js" / "words.js").read_text(encoding="utf-8")
-    code += f"\nconst words = wordsIn({json.dumps(MESSAGES)}, {json.dumps(language)})"
-    code += f"\nconsole.log(JSON.stringify({expression}))"
+    code = (ROOT / "web" / "js" / f"{file}.js").read_text(encoding="utf-8")
+    code += f"\n{before}\nconsole.log(JSON.stringify({expression}))"
     done = subprocess.run(
         [program, "--input-type=module"], input=code, capture_output=True, text=True, check=True, encoding="utf-8"
     )
@@ -82,6 +86,21 @@ def test_the_lines_of_a_run() -> None:
     dense = lines(compressed_calls=0, dense_calls=8, cache_bytes=0, said=["a ControlNet compares the whole picture"])
     assert dense == ["ran dense, model calls: 8", "a ControlNet compares the whole picture"]
     assert said("words.run({ dense: 'a reason' })") == ["ran dense", "a reason"]
+
+
+def test_a_picture_that_another_node_names_is_not_shown_as_if_it_were_known() -> None:
+    graph = """
+    const widgets = [{ name: 'image', value: 'cat.png' }]
+    const loader = { type: 'LoadImage', widgets, inputs: [{ name: 'image', widget: { name: 'image' }, link: null }] }
+    const links = { 1: { origin_id: 5, origin_slot: 0 }, 2: { origin_id: 5, origin_slot: 1 } }
+    const graph = { links, getNodeById: () => loader }
+    const planner = { graph, inputs: [{ name: 'image', link: 1 }, { name: 'mask', link: 2 }] }
+    const [before] = [picturesOf(planner)]
+    loader.inputs[0].link = 3
+    """
+    before, after = evaluated("upstream", graph, "[before, picturesOf(planner)]")
+    assert before == {"image": "cat.png", "mask": {"image": "cat.png", "channel": "alpha"}}
+    assert after is None
 
 
 def test_the_page_speaks_its_own_language() -> None:
