@@ -18,6 +18,7 @@ from .contexts.cache import CachingRun
 from .contexts.reuse import ReuseOfRun
 from .lowres import LowBlocks, low_latent
 from .methods import HiLo, Method, MethodRun
+from .placed import Placed
 from .plan import GridPlan
 from .references import References
 from .schedule import Window
@@ -80,7 +81,7 @@ class Run:
         self.state = self.context.start(self.plan, steps)
         self.fixed_noise = self.noise if isinstance(self.state, CachingRun) else None
         self.work = self.method.start(self.plan, self.state, steps)
-        self._edit: dict[torch.device, torch.Tensor] = {}
+        self._edit = Placed(self.plan.edit)  # the host may spread the calls of a run over several GPUs
         self._low_of: tuple[Canvas, torch.Tensor, torch.Tensor] | None = None
         self.references = References(self.source, self.plan.grid.patch, self.canvas, self.context)
         if isinstance(self.state, CachingRun):
@@ -130,7 +131,7 @@ class Run:
             return x
         copies = x.shape[0] // self.source.shape[0]
         noise, source = (latent.to(x).repeat(copies, 1, 1, 1) for latent in (self.fixed_noise, self.source))
-        edit = self._edit_on(x.device)[None, :, None, None, None]
+        edit = self._edit.on(x.device)[None, :, None, None, None]
         patch, grid = self.plan.grid.patch, self.plan.grid
         tokens = torch.where(edit, to_tokens(x, patch), to_tokens(noiser(sigma, noise, source), patch))
         return from_tokens(tokens, grid.rows, grid.cols, grid.latent)
@@ -182,13 +183,13 @@ class Run:
         canvas = canvas or self.canvas
         source = self._source_tokens(denoised)
         index = canvas.index.to(denoised.device)
-        edited = self._edit_on(index.device)[index]
+        edited = self._edit.on(index.device)[index]
         source[:, index[edited]] = canvas.unpack(denoised, self.plan.grid.patch)[:, edited]
         return from_tokens(source, self.plan.grid.rows, self.plan.grid.cols, self.plan.grid.latent)
 
     def pin(self, denoised: torch.Tensor) -> torch.Tensor:
         """A dense result ``(n * B, C, h, w)`` with everything outside the edit region put back to the source."""
-        edit = self._edit_on(denoised.device)[None, :, None, None, None]
+        edit = self._edit.on(denoised.device)[None, :, None, None, None]
         tokens = torch.where(edit, to_tokens(denoised, self.plan.grid.patch), self._source_tokens(denoised))
         return from_tokens(tokens, self.plan.grid.rows, self.plan.grid.cols, self.plan.grid.latent)
 
@@ -238,12 +239,6 @@ class Run:
         if facts["reused_calls"]:
             parts.append(f"{facts['reused_calls']} dense calls spared by an earlier run")
         return "; ".join(parts)
-
-    def _edit_on(self, device: torch.device) -> torch.Tensor:
-        """``(N,)`` bool, the edit region where a call is: the host may spread the calls of a run over several GPUs."""
-        if device not in self._edit:
-            self._edit[device] = self.plan.edit.to(device)
-        return self._edit[device]
 
     def _source_tokens(self, like: torch.Tensor) -> torch.Tensor:
         """``(n * B, N, C, p, p)`` a copy of the source for as many conditionings as ``like`` has."""

@@ -132,18 +132,16 @@ class HiLoPatch:
         reason = run.given_up or why_dense(run, x, c_concat, control, options, kwargs)
         if reason is None and self.method.cuts_layers:
             reason = why_whole(_plain(executor.class_obj.diffusion_model), kwargs)
-        if reason or not run.window.active(float(t.max())):
-            if reason:
-                _say(run, f"{reason}; the model runs dense")
-            return self._whole(executor, run, *given)
-        try:
-            return self._planned(executor, run, *given)
-        except UnsupportedModel as error:
-            if not self.dense_when_unsupported:
-                raise UnsupportedModel(f"{error}; or set on_unsupported to dense") from error
-            run.given_up = str(error).removeprefix("HiLo Patch Model: ")
-            _say(run, f"{run.given_up}; the model runs dense")
-            return self._whole(executor, run, *given)
+        if not reason and run.window.active(float(t.max())):
+            try:
+                return self._planned(executor, run, *given)
+            except UnsupportedModel as error:
+                if not self.dense_when_unsupported:
+                    raise UnsupportedModel(f"HiLo Patch Model: {error}; or set on_unsupported to dense") from error
+                reason = run.given_up = str(error)
+        if reason:
+            _say(run, f"{reason}; the model runs dense")
+        return self._whole(executor, run, *given)
 
     def _planned(self, executor: Any, run: Run, given: tuple, kwargs: dict) -> torch.Tensor:
         """A call that computes what the run plans for it.
@@ -194,7 +192,7 @@ class HiLoPatch:
                     denoised = executor(canvas, t, c_concat, c_crossattn, control, options, **kwargs)
         if sequence.asked and not sequence.placed:
             raise UnsupportedModel(
-                f"HiLo Patch Model: this {self.family.name} model asked for positions in a form that is not known, so "
+                f"this {self.family.name} model asked for positions in a form that is not known, so "
                 "the result would be wrong; report the model"
             )
         run.done(forward)

@@ -195,7 +195,9 @@ class CacheRun(CachingRun):
         self._dropped = Placed(self.dropped)
         self.blocks: LowBlocks | None = None
         if context.pool > 1:
-            self.blocks = low_blocks(plan.kept, plan.grid.rows, plan.grid.cols, context.pool)
+            self.blocks = blocks = low_blocks(plan.kept, plan.grid.rows, plan.grid.cols, context.pool)
+            self._block, self._count = Placed(blocks.block[self.dropped]), Placed(blocks.count)
+            self._log_count = Placed(blocks.count.float().log())
         self.first: int | None = None
 
     @property
@@ -227,7 +229,7 @@ class CacheRun(CachingRun):
             return call.k, call.v, call.mask
         computed = self._computed(forward)
         k, v = (rows.narrow(call.dim, computed, self.rows - computed) for rows in cache.read(call))
-        bias = None if self.blocks is None else self.blocks.count.float().log()
+        bias = None if self.blocks is None else self._log_count.on(k.device)
         return append(call.q, call.k, call.v, call.mask, k, v, call.dim, bias)
 
     def appended(self, forward: Forward) -> torch.Tensor:
@@ -246,12 +248,11 @@ class CacheRun(CachingRun):
         chosen = rows.index_select(dim, self._dropped.on(rows.device) + call.start)
         if self.blocks is None:
             return chosen
-        block = self.blocks.block[self.dropped].to(rows.device)
+        block, count = (one.on(rows.device) for one in (self._block, self._count))
         shape = list(chosen.shape)
         shape[dim] = len(self.blocks)
         total = chosen.new_zeros(shape).index_add_(dim, block, chosen)
-        count = self.blocks.count.to(chosen).view([-1 if axis == dim else 1 for axis in range(chosen.ndim)])
-        return total / count
+        return total / count.to(chosen).view([-1 if axis == dim else 1 for axis in range(chosen.ndim)])
 
 
 def append(

@@ -12,7 +12,7 @@ from .memory import Held, Memory
 FORECASTS = ("hold", "linear")
 
 LAYERS_CHANGED = (
-    "HiLo Patch Model: the model's attention calls differ from those of the cached step (another node skips layers), "
+    "the model's attention calls differ from those of the cached step (another node skips layers), "
     "so cached context cannot be used; choose context low"
 )
 

@@ -99,7 +99,7 @@ class Routers:
         """``(B, K)`` float in 0..1, high for tokens that the layer should compute."""
         if self.weight.shape != (layer.count, layer.rows.shape[2]):
             raise UnsupportedModel(
-                f"HiLo Patch Model: the routers were trained for {self.weight.shape[0]} layers of "
+                f"the routers were trained for {self.weight.shape[0]} layers of "
                 f"{self.weight.shape[1]} channels, and this model has {layer.count} of {layer.rows.shape[2]}; choose "
                 "the file that was trained for it"
             )

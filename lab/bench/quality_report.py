@@ -79,8 +79,8 @@ def markdown(content: dict[str, Any], name: str) -> str:
 
 def line(row: dict[str, Any]) -> list[str]:
     """One row of a table."""
-    verdict = "–" if row["row"] in ("dense", "telea") else in_words(row["passed"], row["high"], row["seam_excess"])
-    delta = "–" if row["row"] == "dense" else f"{row['delta_psnr']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]"
+    verdict = "–" if row["row"] in ("dense", "telea") else said(row)
+    delta = "–" if row["row"] == "dense" else difference(row)
     to_dense = "–" if row["row"] == "dense" else f"{row['dense_psnr_mask']:.1f}"
     return [
         row["title"],
@@ -108,8 +108,17 @@ def fit(row: dict[str, Any]) -> str:
     found = row["fit"]
     if row["row"] in ("dense", "telea") or not found:
         return "–"
-    verdict = in_words(found["passed"], found["high"], found["seam_excess"])
-    return f"{found['delta_psnr']:+.2f} [{found['low']:+.2f}, {found['high']:+.2f}] {verdict}"
+    return f"{difference(found)} {said(found)}"
+
+
+def difference(judged: dict[str, Any]) -> str:
+    """PSNR less dense's with its interval."""
+    return f"{judged['delta_psnr']:+.2f} [{judged['low']:+.2f}, {judged['high']:+.2f}]"
+
+
+def said(judged: dict[str, Any]) -> str:
+    """The verdict."""
+    return in_words(judged["passed"], judged["high"], judged["seam_excess"])
 
 
 def percent(share: float) -> str:
