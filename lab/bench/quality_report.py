@@ -148,13 +148,14 @@ def entrance_table(entrance: list[dict[str, Any]]) -> str:
             f"{entry['dense_mean']:.2f}",
             f"{entry['telea']:.2f}",
             f"{entry['over_telea']:+.2f}",
-            f"{entry['mean_over_telea']:+.2f}",
+            f"{entry['mean_over_telea']:+.2f} [{entry['mean_low']:+.2f}, {entry['mean_high']:+.2f}]",
             f"{entry['edit_only_cost']:+.2f}",
             "yes" if entry["able"] else "no",
         ]
         for entry in entrance
     ]
-    names = ["kind", "pictures", "dense", "mean of 8", "Telea", "over Telea", "mean of 8", "edit only costs", "fit"]
+    gains = ["over Telea", "mean of 8, 95 %", "edit only costs"]
+    names = ["kind", "pictures", "dense", "mean of 8", "Telea", *gains, "fit"]
     return head + record.table(names, rows)
 
 

@@ -117,17 +117,22 @@ def merge(old: Content, environment: dict[str, Any], name: str, key: tuple[str, 
 
 
 def provenance(content: Content) -> list[str]:
-    """Where the entries come from, as lines of a Markdown list."""
-    return [
-        f"- {one['time']}: commit {one['commit']}, {one['device']} ({one['processor']}, {one['threads']} threads), "
-        f"{_torch(one)}{CLOCKS[one['clock']]}"
-        for one in content["environments"].values()
-    ]
+    """Where the entries come from, as lines of a Markdown list: one for each machine and way to measure."""
+    runs: dict[str, list[Entry]] = {}
+    for one in content["environments"].values():
+        version = one.get("versions", {}).get("torch")
+        where = f"{one['device']} ({one['processor']}, {one['threads']} threads)"
+        runs.setdefault(f"{where}, {f'torch {version}, ' if version else ''}{CLOCKS[one['clock']]}", []).append(one)
+    return [f"- {machine}: {_when(found)}" for machine, found in runs.items()]
 
 
-def _torch(environment: dict[str, Any]) -> str:
-    version = environment.get("versions", {}).get("torch")
-    return f"torch {version}, " if version else ""
+def _when(runs: list[Entry]) -> str:
+    """Their days and commits; of each entry the JSON file tells which run it comes from."""
+    days = sorted(run["time"][:10] for run in runs)
+    span = days[0] if days[0] == days[-1] else f"{days[0]} to {days[-1]}"
+    commits = ", ".join(dict.fromkeys(run["commit"] for run in runs))
+    count = "1 run" if len(runs) == 1 else f"{len(runs)} runs"
+    return f"{count}, {span}, commit{'s' * (',' in commits)} {commits}"
 
 
 def _plain(value: Any) -> Any:

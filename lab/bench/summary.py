@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from lab.bench.rows import MEAN, ROWS
-from lab.bench.verdict import RULE, judge
+from lab.bench.verdict import RULE, interval, judge
 from lab.masks import GROUPS
 
 Results = list[dict[str, Any]]
@@ -123,6 +123,8 @@ def entrance(results: Results) -> list[dict[str, Any]]:
         dense, mean, telea, edit_only = (
             _mean(rows[name], "psnr_mask") for name in ("dense", MEAN, "telea", "edit_only")
         )
+        telea_of = {entry["case"]: entry["psnr_mask"] for entry in rows["telea"]}
+        low, high = interval(np.array([entry["psnr_mask"] - telea_of[entry["case"]] for entry in rows[MEAN]]))
         if kind in ("photo", "folder"):
             able = mean >= telea
         else:
@@ -136,6 +138,8 @@ def entrance(results: Results) -> list[dict[str, Any]]:
                 "telea": telea,
                 "over_telea": dense - telea,
                 "mean_over_telea": mean - telea,
+                "mean_low": low,
+                "mean_high": high,
                 "edit_only_cost": dense - edit_only,
                 "able": bool(able),
             }

@@ -249,6 +249,7 @@ def test_summary_is_the_mean_of_its_pictures() -> None:
     assert np.isnan(rows["edit_only"]["seconds_share"]) and rows["dense"]["seconds_share"] == 1
     assert rows["edit_only"]["delta_psnr"] == pytest.approx(-2), "a picture's quality is the same everywhere"
     (line,) = entrance(results)
+    assert line["mean_over_telea"] == line["mean_low"] == line["mean_high"] == pytest.approx(6), "paired by picture"
     assert line["over_telea"] == pytest.approx(5) and line["edit_only_cost"] == pytest.approx(2) and line["able"]
     blind = [{**entry, "psnr_mask": entry["psnr_mask"] + 1.5 * (entry["row"] == "edit_only")} for entry in results]
     assert not entrance(blind)[0]["able"], "a model that loses nothing without context cannot judge"

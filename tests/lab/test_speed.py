@@ -13,7 +13,7 @@ import hilo_core
 from lab import speed
 from lab.bench.calls import calls, shortest
 from lab.bench.clock import Clock, Parts
-from lab.bench.record import merge, read_json
+from lab.bench.record import merge, provenance, read_json
 from lab.bench.results import KEY
 
 CPU = torch.device("cpu")
@@ -98,6 +98,16 @@ def test_new_measurements_replace_old_ones(tmp_path: Path) -> None:
     path.write_text(json.dumps(second))
     third = merge(read_json(path), {"time": "3"}, "steps", KEY, [entry(512, 2.0)])
     assert set(third["environments"]) == {"2", "3"}, "a run nothing is left of is forgotten"
+
+
+def test_a_page_says_once_where_its_figures_come_from() -> None:
+    here = {"device": "cpu", "processor": "P", "threads": 1, "versions": {"torch": "2"}, "clock": "busy"}
+    times = ("2026-11-20T20:06:46", "a+"), ("2026-11-26T02:16:21", "b"), ("2026-11-26T03:00:00", "b")
+    runs = {time: {**here, "time": time, "commit": commit} for time, commit in times}
+    first, second = provenance({"environments": {**runs, "gpu": {**runs[times[1][0]], "device": "H200"}}})
+    assert first.startswith("- cpu (P, 1 threads), torch 2, seconds of the process")
+    assert first.endswith(": 3 runs, 2026-11-20 to 2026-11-26, commits a+, b")
+    assert second.startswith("- H200") and second.endswith(": 1 run, 2026-11-26, commit b")
 
 
 def sorts(run: list) -> list[str]:
