@@ -89,3 +89,18 @@ def test_runs_are_summed_from_the_calls_their_context_makes(tmp_path: Path) -> N
     assert small["cache_place"] == "device" and small["cache_gb"] * 1e9 == pytest.approx(small["cache_mib"] * 2**20)
     page = (tmp_path / "cached.md").read_text()
     assert "1 capture, 1 cached, 17 forecast, 1 last" in page and "| auto |" in page
+
+
+TINY_METHODS = f"""
+from lab.bench.method_speed import TRIALS, Trial
+TRIALS["flux"] = Trial(("todo_2", "diffcr_25", "diffcr_75"), 256, 2)
+{TINY_STEP}
+"""
+
+
+def test_a_few_blocks_stand_for_all_of_a_method(tmp_path: Path) -> None:
+    options = ["--ratios", "0.02", "--rounds", "2", "--models", "flux", "--dtype", "float32", "--device", "cpu"]
+    run([sys.executable, "-c", TINY_METHODS, "methods", *options, "--out", str(tmp_path)])
+    pairs = {entry["row"]: entry["pairs"] for entry in json.loads((tmp_path / "methods.json").read_text())["entries"]}
+    assert pairs["todo_2"] < 0.65
+    assert 0.95 > pairs["diffcr_25"] > pairs["diffcr_75"] > 0.5, "after a first call that computes everything"
