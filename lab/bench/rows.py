@@ -278,6 +278,14 @@ ROWS: dict[str, Row] = {
     "auto_reuse": Row(
         "HiLo balanced, context auto, after a run with another seed", context="auto", reused=True, core=True, wide=True
     ),
+    "auto_fast_reuse": Row(
+        "HiLo fast, context auto, after a run with another seed",
+        settings=PRESETS["fast"],
+        context="auto",
+        reused=True,
+        core=True,
+        wide=True,
+    ),
     "cache_reuse": Row(
         "edit + K/V at 10 % and every 9 steps, forecast, after a run with another seed",
         **cached("cache", refresh=9, forecast="linear", schedule=Schedule(capture=0.1)),

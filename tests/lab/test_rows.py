@@ -128,7 +128,10 @@ def test_marks_choose_rows(mark: str) -> None:
     assert all(getattr(row, mark) for name, row in rows.items() if name != "dense")
 
 
-@pytest.mark.parametrize(("name", "plain"), [("auto_reuse", "context_auto"), ("cache_reuse", "cache_9_linear")])
+@pytest.mark.parametrize(
+    ("name", "plain"),
+    [("auto_reuse", "context_auto"), ("auto_fast_reuse", "auto_fast"), ("cache_reuse", "cache_9_linear")],
+)
 def test_a_second_run_takes_over_the_firsts_keys_and_values(name: str, plain: str, runner: LabRunner) -> None:
     """Of another seed: cheaper by its dense steps, and not the same picture, but nearer to it than without context."""
     case = held_out_case("small", 0, 256)
