@@ -36,6 +36,9 @@ class Held:
 
     def __init__(self, rows: torch.Tensor, dim: int, head_dim: int) -> None:
         self.dim, self.shape, self.head_dim, self.dtype = dim, rows.shape, head_dim, rows.dtype
+        self._keep(rows)
+
+    def _keep(self, rows: torch.Tensor) -> None:
         self.rows = rows.contiguous()
 
     @property
@@ -73,8 +76,7 @@ class EightBit(Held):
 
     place = "8 bit"
 
-    def __init__(self, rows: torch.Tensor, dim: int, head_dim: int) -> None:
-        self.dim, self.shape, self.head_dim, self.dtype = dim, rows.shape, head_dim, rows.dtype
+    def _keep(self, rows: torch.Tensor) -> None:
         self.rows, self.scale = self._quantised(rows)
 
     @property
@@ -114,11 +116,13 @@ class OnCpu(Held):
     place = "cpu"
 
     def __init__(self, rows: torch.Tensor, dim: int, head_dim: int, pinned: bool = True) -> None:
-        self.dim, self.shape, self.head_dim, self.dtype = dim, rows.shape, head_dim, rows.dtype
-        self.device = rows.device
+        self.device, self.pinned = rows.device, pinned
         self._arriving: tuple[torch.Tensor, torch.cuda.Event] | None = None
         self._leaving: list[tuple[Placed | None, torch.Tensor, torch.cuda.Event]] = []
-        self.rows = _on_cpu(rows, pinned and self._cuda)
+        super().__init__(rows, dim, head_dim)
+
+    def _keep(self, rows: torch.Tensor) -> None:
+        self.rows = _on_cpu(rows, self.pinned and self._cuda)
         self.write(None, rows)
 
     @property

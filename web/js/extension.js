@@ -95,8 +95,12 @@ class LivePlan {
 // the temporary file with picture and mask, a patcher's the facts of its run.
 const lastRuns = new Map()
 
+function place(graph, node) {
+  return `${graph} ${node}`
+}
+
 function placeOf(node) {
-  return `${node.graph?.id} ${node.id}`
+  return place(node.graph?.id, node.id)
 }
 
 function rootOf({ graph }) {
@@ -141,7 +145,7 @@ app.registerExtension({
   async setup() {
     api.addEventListener('hilo_token.run', ({ detail }) => {
       const id = String(detail.node).split(':').pop() // inside a subgraph: the subgraph's id, a colon, its own
-      if (detail.workflow) lastRuns.set(`${detail.workflow} ${detail.node}`, detail.facts) // it may not be open now
+      if (detail.workflow) lastRuns.set(place(detail.workflow, detail.node), detail.facts) // it may not be open now
       for (const node of patchers) {
         if (String(node.id) !== id || !isLive(node)) continue
         if (detail.workflow && detail.workflow !== rootOf(node).id) continue
