@@ -21,9 +21,9 @@ def context_inputs() -> list[Any]:
             min=0.0,
             max=1024.0,
             step=0.5,
-            tooltip="For contexts that cache: gigabytes of the device's memory they may take, but at most half of "
-            "what is free; 0 for no limit at all. What does not fit is kept in 8 bit, and then in CPU memory. The log "
-            "says before the run how much it will be.",
+            tooltip="For contexts that cache: gigabytes of the device's memory they may take, with cache_place "
+            "auto at most half of what is free; 0 for no limit at all. What does not fit is kept in 8 bit, and then in "
+            "CPU memory. The log says before the run how much it will be.",
         ),
         _advanced(
             io.Combo.Input,

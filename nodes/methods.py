@@ -83,8 +83,8 @@ def tuned_input() -> Any:
         options=tuned_files(),
         optional=True,
         default=NONE,
-        tooltip="For method hilo and diffcr: a file, kept among the LoRAs, of this model tuned on such tokens "
-        "(lab/tune.py). It brings a LoRA, and a patch embedding or routers of its own.",
+        tooltip="For method hilo and hilo + todo (with context low) and diffcr: a file, kept among the LoRAs, of this "
+        "model tuned on such tokens (lab/tune.py). It brings a LoRA, and a patch embedding or routers of its own.",
         **newer(io.Combo.Input, advanced=True),
     )
 

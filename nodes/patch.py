@@ -95,7 +95,7 @@ class HiLoPatchModel(io.ComfyNode):
                     min=0,
                     max=100,
                     tooltip="For context cache and pooled cache: one step in so many runs dense and renews the cache; "
-                    "0 for the first step only.",
+                    "0 for one dense step only.",
                     **newer(io.Int.Input, advanced=True),
                 ),
                 io.Float.Input(
@@ -105,7 +105,7 @@ class HiLoPatchModel(io.ComfyNode):
                     min=0.01,
                     max=1.0,
                     step=0.01,
-                    tooltip="For context rolling: the part of the left out tokens that each step renews.",
+                    tooltip="For context rolling: the part of the left-out tokens that each step renews.",
                     **newer(io.Float.Input, advanced=True),
                 ),
                 io.Combo.Input(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import asdict
+from typing import Any
 
 import torch
 from comfy_api.latest import io, ui
@@ -26,7 +28,7 @@ class HiLoTokenPlanner(io.ComfyNode):
             display_name="HiLo Token Planner",
             category=CATEGORY,
             description="Plans which tokens of the picture the model computes when inpainting: all of the edit "
-            "region, the edges and textures around it, and a coarse view of the rest.",
+            "region, and of the rest as many as keep it in view.",
             **newer(
                 io.Schema, search_aliases=["inpaint speed", "token plan", "hilo", "sparse inpaint", "faster inpainting"]
             ),
@@ -41,8 +43,10 @@ class HiLoTokenPlanner(io.ComfyNode):
                     "preset",
                     options=["balanced", "fast", "quality", "custom", "paper"],
                     default="balanced",
-                    tooltip="Settings to begin with: fast computes fewest tokens, quality most, paper has the coarse "
-                    "low-frequency tokens of the paper. custom uses the widgets below.",
+                    tooltip="fast computes fewest tokens, quality most; paper is balanced with the coarser "
+                    "low-frequency tokens of the paper, which count with context low only. Each has values of its own; "
+                    "only custom takes those of the widgets below.",
+                    **newer(io.Combo.Input, extra_dict={"hilo_presets": preset_values()}),
                 ),
                 io.Int.Input(
                     "dilation",
@@ -86,9 +90,15 @@ class HiLoTokenPlanner(io.ComfyNode):
                 io.Image.Output(
                     "preview",
                     display_name="preview",
-                    tooltip="The picture with each token tinted: edit region, high frequency, low frequency, left out.",
+                    tooltip="The picture with each token tinted, as context low has them: edit region, high frequency, "
+                    "low frequency, left out.",
                 ),
-                io.String.Output("report", display_name="report", tooltip="How many tokens are computed, and why."),
+                io.String.Output(
+                    "report",
+                    display_name="report",
+                    tooltip="How many tokens a step computes with context auto and with low, and what there is to say "
+                    "of the mask.",
+                ),
             ],
         )
 
@@ -134,6 +144,14 @@ def settings_of(
         raise ValueError(f"low_factor is {low_factor!r}; it must be one of {', '.join(LOW_FACTORS)}")
     factor = 0 if low_factor == "off" else int(low_factor)
     return PRESETS.get(preset) or PlanSettings(dilation, detail, threshold, factor)
+
+
+def preset_values() -> dict[str, dict[str, Any]]:
+    """What each preset would have on the node's widgets, for the page, which shows it there."""
+    widgets = {name: asdict(settings) for name, settings in PRESETS.items()}
+    return {
+        name: {**values, "low_factor": str(values["low_factor"] or LOW_FACTORS[0])} for name, values in widgets.items()
+    }
 
 
 def outlook_of(plan: TokenPlan, context: str = AutoContext.name, method: str = "hilo", share: float = 0.2) -> Outlook:

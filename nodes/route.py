@@ -1,4 +1,4 @@
-"""POST /hilo_token/preview: the plan of a picture while its mask is painted and sliders move, without a run."""
+"""POST /hilo_token/preview: the plan of a picture as its mask is saved and sliders move, without a run."""
 
 from __future__ import annotations
 

@@ -62,6 +62,12 @@ export function setWidget([type, name, value]) {
   widget.callback?.(value)
 }
 
+/** The values of a node's widgets by name. */
+export function widgets(type) {
+  const node = window.app.graph._nodes.find((node) => node.type === type)
+  return Object.fromEntries(node.widgets.map((widget) => [widget.name, widget.value]))
+}
+
 /** What the pack's own boxes say, one a node: { type: { headline, note, legend, picture, tokens } }. */
 export function views() {
   const found = {}

@@ -108,7 +108,11 @@ async function openSearch() {
 async function liveAndRun() {
   await page.evaluate((workflow) => window.app.loadGraphData(workflow), job.workflows[job.run])
   await planShown()
-  await page.evaluate(inPage.setWidget, ['HiLoTokenPlanner', 'preset', 'custom'])
+  report.presets = {}
+  for (const [name, value] of [['preset', 'quality'], ['dilation', 40], ['preset', 'balanced'], ['preset', 'custom']]) {
+    await page.evaluate(inPage.setWidget, ['HiLoTokenPlanner', name, value])
+    report.presets[value] = await page.evaluate(inPage.widgets, 'HiLoTokenPlanner')
+  }
   await page.waitForTimeout(500)
   await choose(job.large)
   report.slider_ms = await page.evaluate(inPage.timeSlider, [...Array(24).keys()].map((move) => 28 + 4 * move))

@@ -15,6 +15,7 @@ from host.host import ROOT
 from lab.comfyui.workflow import NOTES, to_api
 
 pytestmark = pytest.mark.timeout(1200)  # the visit takes a minute, and many on a busy machine
+PLAN_WIDGETS = ("preset", "dilation", "detail", "threshold", "low_factor")
 NAMES = sorted(file.stem for file in (ROOT / "workflows").glob("*.json"))
 
 
@@ -65,6 +66,16 @@ def test_nodes_searched_for_and_joined_by_mouse_show_a_plan(visit: Visit) -> Non
     assert re.fullmatch(r"[\d,]+ of 1,024 tokens, about \d\.\d× a step", joined["headline"])
     assert joined["picture"] and joined["note"] == "" and joined["tokens"] == "pixelated"
     assert joined["legend"][0].startswith("edit region ") and joined["legend"][-1].startswith("kept in view ")
+
+
+def test_a_preset_shows_its_values_and_moving_one_makes_it_custom(visit: Visit) -> None:
+    shown = {key: [seen[name] for name in PLAN_WIDGETS] for key, seen in visit.report["presets"].items()}
+    assert shown == {
+        "quality": ["quality", 32, 0.2, 0.05, "2"],
+        "40": ["custom", 40, 0.2, 0.05, "2"],
+        "balanced": ["balanced", 24, 0.1, 0.1, "4"],
+        "custom": ["custom", 24, 0.1, 0.1, "4"],
+    }
 
 
 def test_the_plan_follows_a_slider(visit: Visit) -> None:

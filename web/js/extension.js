@@ -7,6 +7,7 @@ import { addView } from './view.js'
 import { wordsIn } from './words.js'
 
 const LOOK_EVERY_MS = 50 // so a moving slider asks at most twenty times a second
+const ASK_AGAIN_MS = 3000 // a server that did not answer
 const PLAN_HEIGHT = 300
 const RUN_HEIGHT = 96
 const DECIDING = ['context', 'method', 'share'] // widgets of HiLo Patch Model that the size of a step depends on
@@ -25,6 +26,23 @@ function words() {
 function valuesOf(node, names) {
   const widgets = node.widgets.filter((widget) => names.includes(widget.name))
   return Object.fromEntries(widgets.map((widget) => [widget.name, widget.value]))
+}
+
+/** Choosing a preset shows its values on the planner's widgets, and moving one of these makes it custom. */
+function followPreset(node) {
+  const { hilo_presets: presets } = node.constructor.nodeData?.input?.required?.preset?.[1] ?? {}
+  if (!presets) return // of a ComfyUI too old to tell the page
+  const named = (name) => node.widgets.find((widget) => widget.name === name)
+  const preset = named('preset')
+  follow(preset, 'callback', (chosen) => {
+    for (const [name, value] of Object.entries(presets[chosen] ?? {})) named(name).value = value
+  })
+  for (const name of Object.keys(presets.balanced)) {
+    follow(named(name), 'callback', (value) => {
+      const chosen = presets[preset.value]
+      if (chosen && value !== chosen[name] && !isDriven(node, name)) preset.value = 'custom'
+    })
+  }
 }
 
 /** The live plan of one planner node. */
@@ -78,6 +96,7 @@ class LivePlan {
       if (request.signal.aborted) return
       this.view.say('noAnswer')
       this.shownPicture = null
+      setTimeout(() => request === this.request && (this.asked = null), ASK_AGAIN_MS)
     }
     this.node.graph?.setDirtyCanvas(true, true)
   }
@@ -162,6 +181,7 @@ app.registerExtension({
     if (node.comfyClass === 'HiLoTokenPlanner') {
       const plan = new LivePlan(node)
       plans.add(plan)
+      followPreset(node)
       follow(node, 'onExecuted', (output) => output?.hilo_plan && lastRuns.set(placeOf(node), output.hilo_plan[0]))
       follow(node, 'onRemoved', () => plans.delete(plan))
     }

@@ -10,7 +10,7 @@ const STYLE = `
 .hilo-view .picture { flex: 1 1 0; min-height: 0; width: 100%; }
 .hilo-view .picture[hidden] { display: none; }
 .hilo-view .map { image-rendering: pixelated; }
-.hilo-view .picture:active .map { visibility: hidden; }
+.hilo-view .picture:active .map, .hilo-view .picture:focus-visible .map { visibility: hidden; }
 .hilo-view polygon { fill: none; vector-effect: non-scaling-stroke; stroke: #fff; stroke-width: 1px; }
 .hilo-view polygon.halo { stroke: #000; stroke-width: 3px; }
 .hilo-view .headline { font-weight: 600; }
@@ -45,9 +45,10 @@ export class View {
     this.words = words
     this.root = element('div', 'hilo-view')
     element('style', '', this.root, STYLE) // in the node's own box, so that nothing of ours is left in the page
-    this.picture = drawn('svg', 'picture', { preserveAspectRatio: 'xMidYMid meet' })
+    this.picture = drawn('svg', 'picture', { preserveAspectRatio: 'xMidYMid meet', role: 'img', tabindex: 0 })
     this.root.append(this.picture)
     this.headline = element('div', 'headline', this.root)
+    this.headline.role = 'status'
     this.note = element('div', 'note', this.root)
     this.legend = element('div', 'legend', this.root)
     this.photo = null
@@ -84,6 +85,8 @@ export class View {
       element('i', '', entry).style.background = colour
       entry.append(words.say(kind, { count, part }))
     }
+    const said = [this.headline, ...this.legend.children].map((one) => one.textContent)
+    this.picture.setAttribute('aria-label', said.join(', '))
   }
 
   /** Why there is no plan, in the server's words; the picture stays in view when there is one. */
