@@ -8,7 +8,7 @@ less than the picture's, and nothing of them is renewed between."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Collection, Hashable, Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -75,6 +75,11 @@ class References:
         whole = cached and (forward.dense or forward.conds not in self.layers)
         self.packed = self.packed or not whole
         return ReferenceCall(self, forward.conds, stand_ins, whole)
+
+    def keep_only(self, conds: Collection[Hashable]) -> None:
+        """Let go of what was kept for other conditionings."""
+        for key in [key for key in list(self.layers) if key not in conds]:
+            self.layers.pop(key, None)
 
     def done(self, call: ReferenceCall) -> None:
         """The model call has returned."""

@@ -101,7 +101,10 @@ class Run:
         # The last sigma ends the last step and begins none.
         step = 0 if self.sigmas is None else int((self.sigmas - sigma).abs()[: max(1, len(self.sigmas) - 1)].argmin())
         self.state.sigma = sigma
-        return self.work.forward(step, conds)
+        forward = self.work.forward(step, conds)
+        if isinstance(self.state, CachingRun):
+            self.references.keep_only(self.state.asked)
+        return forward
 
     def done(self, forward: Forward) -> None:
         """The model call has returned."""
@@ -111,6 +114,12 @@ class Run:
         else:
             self.calls += 1
             self.computed += forward.canvas.tokens
+
+    def release(self) -> None:
+        """Let go of what the context keeps, where the rest of the run is dense."""
+        if isinstance(self.state, CachingRun):
+            self.state.release()
+            self.references.keep_only(())
 
     def timed(self, dense: bool, device: torch.device) -> AbstractContextManager[None]:
         """Time one model call on its device; the clock stops when the block ends."""

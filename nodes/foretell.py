@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -29,13 +30,30 @@ def expected(guider: Any, run: Run, family: Family | None = None) -> Expected:
     if layers:
         layers += control_layers(getattr(guider, "model_options", {}).get("transformer_options", {}))
     dtype = base.manual_cast_dtype or base.get_dtype()
-    # With a scale of 1 the host computes the positive conditioning alone.
     given = getattr(guider, "conds", {})
-    conds = 1 if getattr(guider, "cfg", 1.0) == 1.0 else len(given) or 1
-    batch = len(run.source) * conds
+    batch = len(run.source) * (sum(map(_at_once, _evaluated(guider, given))) or 1)
     free = _free(guider.model_patcher, run.source.device) - base.memory_required([batch, *run.source.shape[1:]])
     references = 0 if family is None else max(map(_references(run, family), given.get("positive", ())), default=0)
     return Expected(layers, width, dtype.itemsize, batch, int(max(0, free)), references)
+
+
+def _evaluated(guider: Any, given: dict[str, list[dict]]) -> list[list[dict]]:
+    """The sides whose conditionings the host evaluates: with a scale of 1 the positive one alone, unless a node that
+    needs the other has said so."""
+    both = getattr(guider, "model_options", {}).get("disable_cfg1_optimization", False)
+    if getattr(guider, "cfg", 1.0) == 1.0 and not both and "positive" in given:
+        return [given["positive"]]
+    return list(given.values())
+
+
+def _at_once(conditionings: list[dict]) -> int:
+    """The most of a side's conditionings that are evaluated at one noise level. Those of an area run dense."""
+    ranges = [
+        (float(one.get("timestep_start", math.inf)), float(one.get("timestep_end", 0)))
+        for one in conditionings
+        if one.get("area") is None
+    ]
+    return max((sum(end <= moment <= start for start, end in ranges) for moment, _ in ranges), default=0)
 
 
 def _free(patcher: Any, device: torch.device) -> int:

@@ -69,11 +69,9 @@ class HiLoPatch:
 
     def apply(self, model: Any) -> Any:
         """A clone of a ``ModelPatcher`` that runs compressed; the model given stays as it is."""
-        patched = model.clone()
-        for kind, wrapper in ((WrappersMP.SAMPLER_SAMPLE, self.sample), (WrappersMP.APPLY_MODEL, self.apply_model)):
-            patched.remove_wrappers_with_key(kind, KEY)  # a second HiLo Patch Model replaces the first
-            patched.add_wrapper_with_key(kind, KEY, wrapper)
-        patched.remove_callbacks_with_key(CallbacksMP.ON_DETACH, KEY)
+        patched = taken_off(model)  # a second HiLo Patch Model replaces the first
+        patched.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, KEY, self.sample)
+        patched.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, self.apply_model)
         if self.reuse is not None:
             patched.add_callback_with_key(CallbacksMP.ON_DETACH, KEY, freed_with(self.reuse))
         return patched
@@ -95,8 +93,8 @@ class HiLoPatch:
             foretold = run.state.expect(expected(guider, run, self.family if self.packs_references else None))
             if foretold:
                 log.info("HiLo Token: %s", foretold)
-            share(self.reuse, run, guider)
             run.masked = bool(rest) and rest[0] is not None
+            share(self.reuse, run, guider)
             options = dict(extra_args["model_options"])
             options["transformer_options"] = {**options.get("transformer_options", {}), KEY: run}
             extra_args = {**extra_args, "model_options": options}
@@ -141,6 +139,8 @@ class HiLoPatch:
                 reason = run.given_up = str(error)
         if reason:
             _say(run, f"{reason}; the model runs dense")
+        if run.given_up or float(t.max()) < run.window.end:
+            run.release()
         return self._whole(executor, run, *given)
 
     def _planned(self, executor: Any, run: Run, given: tuple, kwargs: dict) -> torch.Tensor:
@@ -251,6 +251,15 @@ class HiLoPatch:
         announce(self.node, {"dense": reason})
 
 
+def taken_off(model: Any) -> Any:
+    """A clone of a ``ModelPatcher`` without what an earlier HiLo Patch Model has added to it."""
+    plain = model.clone()
+    for kind in (WrappersMP.SAMPLER_SAMPLE, WrappersMP.APPLY_MODEL):
+        plain.remove_wrappers_with_key(kind, KEY)
+    plain.remove_callbacks_with_key(CallbacksMP.ON_DETACH, KEY)
+    return plain
+
+
 def encode_low_picture(plan: TokenPlan, family: Family, model: Any, vae: Any) -> torch.Tensor:
     """The low-frequency picture through the autoencoder, ``(B, C, h, w)``.
 
@@ -285,4 +294,4 @@ def _say(run: Run, sentence: str) -> None:
         log.warning("HiLo Token: %s", sentence)
 
 
-__all__ = ["HiLoPatch", "encode_low_picture"]
+__all__ = ["HiLoPatch", "encode_low_picture", "taken_off"]

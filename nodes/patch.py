@@ -14,7 +14,7 @@ from ..hilo_core.contexts.rolling import AutoContext, RollingContext
 from ..hilo_core.schedule import Schedule
 from .contexts import context_inputs, schedule_inputs
 from .events import announce
-from .host import HiLoPatch, encode_low_picture
+from .host import HiLoPatch, encode_low_picture, taken_off
 from .methods import choose_method, method_inputs, tuned_input
 from .reuse import spare_memory
 from .schema import CATEGORY, PLAN_TOOLTIP, HiLoPlan, newer
@@ -172,7 +172,7 @@ class HiLoPatchModel(io.ComfyNode):
         page_node = getattr(cls.hidden, "unique_id", None)
         try:
             family = find_family(diffusion_model)
-            model, parts = load_tuned(tuned, method, family, model)
+            loaded, parts = load_tuned(tuned, method, family, model)
             way = choose_method(
                 method,
                 family,
@@ -208,7 +208,7 @@ class HiLoPatchModel(io.ComfyNode):
             if on_unsupported == "dense":
                 log.warning("HiLo Patch Model: %s; it runs dense", error)
                 announce(page_node, {"dense": str(error)})
-                return io.NodeOutput(model.clone())
+                return io.NodeOutput(taken_off(model))
             raise UnsupportedModel(
                 f"HiLo Patch Model: {error}; bypass the node, or set on_unsupported to dense"
             ) from error
@@ -234,4 +234,4 @@ class HiLoPatchModel(io.ComfyNode):
             reuse=Reuse(spare_memory()) if reuse else None,
             node=page_node,
         )
-        return io.NodeOutput(patch.apply(model))
+        return io.NodeOutput(patch.apply(loaded))

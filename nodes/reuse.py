@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from contextlib import suppress
 from typing import Any
 
 import comfy.model_management
@@ -36,18 +37,22 @@ def share(reuse: Reuse | None, run: Run, guider: Any) -> None:
             (plan.grid.rows, plan.grid.cols, plan.kept, plan.order),
             run.sigmas,
             (repr(run.context), repr(run.method), run.window.start, run.window.end),
+            run.masked,  # for some models a mask means a clean surrounding
         )
     )
 
 
 def name(run: Run, options: dict, control: Any, *content: Any) -> Hashable:
-    """The conditionings of a model call: by their content where runs share, else by the host's name for this run.
+    """The conditionings of a model call, by the host's names for this run; where runs share, their content is noted.
 
     Args:
         run: of the call.
         options: its ``transformer_options``.
         control: ControlNet residuals, which follow the noise: nothing is shared with them.
         content: everything else that conditions the call.
+
+    Returns:
+        A tuple with a name for each conditioning, in the order of the batch.
     """
     # Guidance that skips or changes blocks asks for the same conditionings once more, with other blocks.
     blocks = sorted(map(str, options.get("patches_replace", {}).get("dit", {})))
@@ -58,12 +63,14 @@ def name(run: Run, options: dict, control: Any, *content: Any) -> Hashable:
         uuids = tuple((uuid, *blocks) for uuid in uuids)
     reuse = run.state.reuse if isinstance(run.state, CachingRun) else None
     others = ("patches", "patches_replace", "optimized_attention_override", "rope_options")
-    if reuse is None or control or any(options.get(other) for other in others) or _hooks(reuse.model()):
+    if reuse is None:
         return uuids
-    try:
-        return reuse.name(uuids, *content)
-    except TypeError:  # a conditioning of a kind whose content cannot be compared
+    if control or any(options.get(other) for other in others) or _hooks(reuse.model()):
+        reuse.ignore(uuids)
         return uuids
+    with suppress(TypeError):  # a conditioning of a kind whose content cannot be compared
+        reuse.know(uuids, *content)
+    return uuids
 
 
 def spare_memory() -> int:
@@ -72,7 +79,8 @@ def spare_memory() -> int:
 
 
 def freed_with(reuse: Reuse) -> Callable[[Any, bool], None]:
-    """An ``ON_DETACH`` callback: what is kept goes when the host unloads the model, not when clones take turns."""
+    """An ``ON_DETACH`` callback: what is kept goes when the host unloads this clone of the model, not when clones take
+    turns. Where another clone is the one that is loaded, and unloaded, the host does not tell this one."""
 
     def detached(patcher: Any, unpatch_all: bool) -> None:
         if unpatch_all:

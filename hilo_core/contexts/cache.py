@@ -100,6 +100,7 @@ class CachingRun(ContextRun):
 
     Attributes:
         caches: by conditionings.
+        asked: by conditionings, the step at which they were last asked for.
         memory: where they live.
         reuse: what earlier runs have captured, where that is wanted.
     """
@@ -111,6 +112,7 @@ class CachingRun(ContextRun):
         captures = 2 if context.forecast == "linear" else 1
         self.memory = Memory(context.cache_place, round(context.memory_limit * GB), captures=captures)
         self.caches: dict[Hashable, KVCache] = {}
+        self.asked: dict[Hashable, int] = {}
         self.low = LowContext()
         self.reuse: ReuseOfRun | None = None
 
@@ -125,6 +127,21 @@ class CachingRun(ContextRun):
             self.memory.limit = max(1, min(self.memory.limit, model.free // 2))
         rows, references = (count * model.batch for count in (self.rows, model.references))
         return self.memory.foretell(rows, model.width, model.bytes, references)
+
+    def forward(self, step: int, conds: Hashable) -> Forward:
+        """Conditionings that two whole steps did without, as where prompts take turns, give back their memory."""
+        self.asked[conds] = step
+        for key in list(self.caches):
+            self.asked.setdefault(key, step)  # what was left when others were taken out of a group
+        for key in [key for key, last in list(self.asked.items()) if last < step - 2]:
+            self.asked.pop(key, None)
+            self.caches.pop(key, None)
+        return super().forward(step, conds)
+
+    def release(self) -> None:
+        """Let go of all keys and values: the rest of the run has no use for them."""
+        self.caches.clear()
+        self.asked.clear()
 
     def cache(self, conds: Hashable) -> KVCache:
         """The cache for a call's conditionings."""

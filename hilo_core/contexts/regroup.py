@@ -29,12 +29,12 @@ def regroup(caches: Caches, conds: Hashable) -> bool:
     """
     if not isinstance(conds, tuple):
         return False
-    holders = [key for key in caches if isinstance(key, tuple) and set(key) & set(conds)]
+    holders = [key for key in list(caches) if isinstance(key, tuple) and set(key) & set(conds)]
     held = [name for key in holders for name in key]
     if not conds or len(set(held)) < len(held) or len(set(conds)) < len(conds) or not set(conds) <= set(held):
         return False
     first = caches[holders[0]]
-    if first.step is None or not all(caches[key].like(first) for key in holders):
+    if not first.filled or not all(caches[key].like(first) for key in holders):
         return False
     wanted = [conds, *(tuple(name for name in key if name not in conds) for key in holders)]
     groups = [group for group in wanted if group]

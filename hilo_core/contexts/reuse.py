@@ -113,7 +113,7 @@ class ReuseOfRun:
         kept: shared by all runs of one patched model.
         model: the run's.
         identity: of the run.
-        conds: conditionings that are known by their content.
+        conds: by the host's own name of conditionings, for this run alone, their content.
         calls: dense calls that were spared.
         used: what it took or gave.
     """
@@ -129,20 +129,18 @@ class ReuseOfRun:
         """``(B, C, h, w)`` the noise to put on what is left out; ``own`` is the run's."""
         return self.kept.noise(self.identity, own)
 
-    def name(self, conds: Hashable, *content: Any) -> Hashable:
-        """Conditionings by their content, looked at once a run.
-
-        Args:
-            conds: the host's own name of them, for this run alone.
-            content: see ``digest``.
-        """
+    def know(self, conds: Hashable, *content: Any) -> None:
+        """Conditionings that other runs may have, too; their content, see ``digest``, is looked at once a run."""
         if conds not in self.conds:
             self.conds[conds] = digest(*content)
-        return self.conds[conds]
+
+    def ignore(self, conds: Hashable) -> None:
+        """Conditionings that nothing is taken or given for until they are known again."""
+        self.conds.pop(conds, None)
 
     def find(self, conds: Hashable, sigma: float) -> Layers | None:
         """Layers captured at this noise level in an earlier run."""
-        if conds not in self.conds.values():
+        if conds not in self.conds:
             return None
         key = self._key(conds, sigma)
         found = self.kept.find(key)
@@ -153,13 +151,13 @@ class ReuseOfRun:
 
     def keep(self, conds: Hashable, sigma: float, layers: Layers) -> None:
         """Keep what was captured."""
-        if conds in self.conds.values():
+        if conds in self.conds:
             key = self._key(conds, sigma)
             self.kept.keep(key, self.model, layers, self.used)
             self.used.add(key)
 
     def _key(self, conds: Hashable, sigma: float) -> Key:
-        return self.identity, conds, round(sigma, 6)
+        return self.identity, self.conds[conds], round(sigma, 6)
 
 
 def _pageable(held: Held) -> Held:

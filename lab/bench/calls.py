@@ -65,7 +65,8 @@ def calls(context: Any, plan: Any, steps: int) -> Calls:
 
 def _run(state: Any, steps: int, reuse: ReuseOfRun) -> list[Call]:
     state.reuse = reuse
-    conds = reuse.name((), "the prompt")
+    conds = ()
+    reuse.know(conds, "the prompt")
     found: list[Call] = []
     one_capture = 2 * torch.float32.itemsize * state.rows  # bytes of keys and values of one channel
     for step in range(steps):

@@ -26,7 +26,8 @@ def started(reuse: Reuse, model: Model, context: str = "cache", prompt: str = "a
     one = attention(make_context(context, **(SETTINGS[context] | settings)))
     assert isinstance(one.run, CachingRun)
     one.run.reuse = reuse.of_run(model, "plan", torch.arange(3))
-    one.conds = one.run.reuse.name("uuid of this run", prompt)
+    one.conds = ("uuid of this run",)
+    one.run.reuse.know(one.conds, prompt)
     return one
 
 
@@ -64,12 +65,25 @@ def test_another_prompt_plan_level_or_model_is_not_served() -> None:
     assert dense(started(reuse, other))[0]
     moved = started(reuse, model)
     moved.run.reuse = reuse.of_run(model, "plan", torch.arange(1, 4))  # type: ignore[attr-defined]
-    moved.conds = moved.run.reuse.name("uuid", "a cat")  # type: ignore[attr-defined]
+    moved.run.reuse.know(moved.conds, "a cat")  # type: ignore[attr-defined]
     assert dense(moved)[0]
     assert started(reuse, model).call(0, 0.91)[0].dense
     unknown = started(reuse, model)
-    unknown.conds = "uuid of this run"  # of unknown content
+    unknown.run.reuse.ignore(unknown.conds)  # type: ignore[attr-defined]
     assert dense(unknown)[0]
+
+
+def test_what_is_kept_for_later_runs_is_regrouped_like_all_else() -> None:
+    """Conditionings together at first, then apart: no new dense call, and none in the next run either."""
+    reuse, model = Reuse(), Model()
+    for run in range(2):
+        one = started(reuse, model, refresh=0)
+        seen = []
+        for conds, batch in ((("a", "b"), slice(None)), (("a",), slice(0, 1)), (("b",), slice(1, 2))):
+            one.run.reuse.know(conds, conds)  # type: ignore[attr-defined]
+            one.conds, one.batch = conds, batch
+            seen.append(one.call(len(seen), 0.9 - len(seen) / 10)[0].dense)
+        assert seen == [run == 0, False, False]
 
 
 def test_each_kind_of_run_keeps_its_noise() -> None:
@@ -80,8 +94,8 @@ def test_each_kind_of_run_keeps_its_noise() -> None:
     noises = torch.randn(3, 1, 4, 8, 8)
     for one, noise in ((first, noises[0]), (other, noises[1])):
         assert torch.equal(one.noise(noise), noise)
-        one.name("uuid", "a cat")
-        one.keep(one.conds["uuid"], 0.9, layers)  # type: ignore[arg-type]
+        one.know("uuid", "a cat")
+        one.keep("uuid", 0.9, layers)  # type: ignore[arg-type]
     again = reuse.of_run(model, 8)
     assert torch.equal(again.noise(noises[2]), noises[0])
     reuse.of_run(model, 4).noise(noises[2])

@@ -152,6 +152,14 @@ def test_models_that_are_not_known(build: Any, name: str, pack: ModuleType, capl
         assert results[0].isfinite().all() and torch.equal(*results)
 
 
+def test_a_second_node_that_runs_dense_takes_the_first_one_off(pack: ModuleType) -> None:
+    """PixArt lets nobody into its attention, so the second node's context cannot work, and its plan is another."""
+    job = Job(pack, "pixart_sigma")
+    first = job.patched(context="low")
+    second = job.patched(first, context="cache", on_unsupported="dense")
+    assert torch.equal(job.sample(second), job.dense()) and not torch.equal(job.sample(first), job.dense())
+
+
 def test_start_after_end(pack: ModuleType) -> None:
     message = r"HiLo Patch Model: start_percent \(0.8\) lies after end_percent \(0.2\); swap them"
     with pytest.raises(ValueError, match=message):

@@ -97,6 +97,40 @@ def test_the_limit_of_the_widget_is_kept(pack: ModuleType, monkeypatch: pytest.M
         assert facts["cache_place"] == place
 
 
+def test_conditionings_are_reckoned_as_they_are_evaluated(pack: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several of a side at once, some in turn, and with a scale of 1 the positive side alone."""
+    cache = import_module(f"{pack.__name__}.hilo_core.contexts.cache")
+    reckoned: list[int] = []
+    expect = cache.CachingRun.expect
+
+    def expected(self: Any, model: Any) -> str:
+        reckoned.append(model.batch)
+        return expect(self, model)
+
+    monkeypatch.setattr(cache.CachingRun, "expect", expected)
+    job = Job(pack, "flux_dev")
+    patcher = job.patched(context="rolling", share=0.1, forecast="hold")
+    one, other = job.positive, job.conditioning(7)
+    first, second = (
+        [[text, {**extra, "start_percent": start, "end_percent": end}] for text, extra in cond]
+        for cond, start, end in ((one, 0.0, 0.4), (other, 0.5, 1.0))
+    )
+    region = [[text, {**extra, "mask": job.mask, "mask_strength": 1.0}] for text, extra in other]
+    both = patcher.clone()
+    both.model_options["disable_cfg1_optimization"] = True
+    kept = []
+    for positive, model, cfg in (
+        (one, patcher, 1.0), (one, patcher, 2.0), (one + region, patcher, 2.0), (first + second, patcher, 1.0),
+        (one, both, 1.0),
+    ):  # fmt: skip
+        with monkeypatch.context() as patch:
+            patch.setattr(job, "positive", positive)
+            _, facts = facts_of(job, model, monkeypatch, cfg=cfg, steps=8)
+        kept.append(facts["cache_bytes"])
+    assert reckoned == [1, 2, 3, 1, 2]
+    assert kept == [count * kept[0] for count in reckoned]
+
+
 @pytest.mark.parametrize("name", ["flux_kontext", "qwen_image"])
 def test_references_are_reckoned_before_the_run(
     pack: ModuleType, name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -191,6 +225,19 @@ def test_what_changes_the_keys_is_not_served_by_an_earlier_run(
     scaled = patcher.clone()
     scaled.model_options["transformer_options"]["rope_options"] = {"scale_x": 1.1, "scale_y": 1.1}
     assert dense(scaled) == 1, "other positions"
+
+
+def test_a_noise_mask_that_changes_the_surrounding_changes_the_keys(
+    pack: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With one, HunyuanVideo takes a clean surrounding; nothing in its conditioning tells."""
+    job = Job(pack, "hunyuan_video")
+    patcher = job.patched(context="cache", refresh=0, reuse=True)
+    dense = [
+        facts_of(job, patcher, monkeypatch, noise_mask=masked)[1]["dense_calls"]
+        for masked in (True, False, True, False)
+    ]
+    assert dense == [1, 1, 0, 0]
 
 
 def test_the_sides_of_guidance_never_share_a_cache(pack: ModuleType) -> None:
