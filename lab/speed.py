@@ -205,6 +205,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
         action="store_true",
         help="one thread, and its own seconds instead of the wall's: for a shared machine",
     )
+    parser.add_argument("--times", type=int, default=1, help="so many times the few blocks that a shape has")
     parser.add_argument("--heads", type=int, default=24, help="width of the model `lab`, in heads of 128 channels")
     parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR", help="default: lab/results")
     args = parser.parse_args(argv)
@@ -219,6 +220,8 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     args.context = args.context or next(iter(bench.contexts), "low")
     if bench.contexts and args.context not in bench.contexts:
         parser.error(f"--context is {args.context}; {args.what} measures {', '.join(bench.contexts)}")
+    if args.times < 1:
+        parser.error(f"--times is {args.times}; it must be 1 or more")
     if args.rounds < 2:
         parser.error(f"--rounds is {args.rounds}; a median needs 2 or more")
     args.dtype = record.fast_dtype(args.device) if args.dtype == "auto" else getattr(torch, args.dtype)

@@ -27,7 +27,7 @@ def host_model(name: str, args: argparse.Namespace, kind: type[HostModel] = Host
     Raises:
         LookupError: there is no ComfyUI, or it is too old for the family.
     """
-    return kind((SHAPES | EDITORS)[name], args.clock, args.dtype)
+    return kind((SHAPES | EDITORS)[name].deeper(args.times), args.clock, args.dtype)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,8 @@ class Shape:
         title: as people call it.
         config: class in `comfy.supported_models`.
         unet: what that class is made with.
-        blocks: how many of the real model's blocks.
+        label: how many of the real model's blocks, by the names of their counts in `unet`.
+        depths: these names.
         text: text tokens, as many as a typical prompt gives this family.
         text_width, pooled_width: of the conditioning; 0 where there is no pooled vector.
         frames: latents have a time axis.
@@ -38,7 +39,8 @@ class Shape:
     title: str
     config: str
     unet: dict[str, Any] = field(repr=False)
-    blocks: str
+    label: str
+    depths: tuple[str, ...]
     text: int
     text_width: int
     pooled_width: int = 0
@@ -48,6 +50,15 @@ class Shape:
     cell: int = 8
     edits: bool = False
     real: dict[str, int] = field(default_factory=dict, repr=False)
+
+    @property
+    def blocks(self) -> str:
+        """How many of the real model's blocks, in words."""
+        return self.label.format(**self.unet)
+
+    def deeper(self, times: int) -> Shape:
+        """The same with so many times the blocks."""
+        return replace(self, unet=self.unet | {name: times * self.unet[name] for name in self.depths})
 
 
 SHAPES: dict[str, Shape] = {
@@ -59,7 +70,8 @@ SHAPES: dict[str, Shape] = {
             mlp_ratio=4.0, num_heads=24, depth=1, depth_single_blocks=1, axes_dim=[16, 56, 56], theta=10000,
             patch_size=2, qkv_bias=True, guidance_embed=True, txt_ids_dims=[],
         ),
-        "1 of 19 double, 1 of 38 single", text=512, text_width=4096, pooled_width=768,
+        "{depth} of 19 double, {depth_single_blocks} of 38 single", ("depth", "depth_single_blocks"), text=512,
+        text_width=4096, pooled_width=768,
         real={"double_blocks": 19, "single_blocks": 38},
     ),
     "qwen_image": Shape(
@@ -69,7 +81,7 @@ SHAPES: dict[str, Shape] = {
             image_model="qwen_image", in_channels=64, out_channels=16, num_layers=1, attention_head_dim=128,
             num_attention_heads=24, joint_attention_dim=3584,
         ),
-        "1 of 60", text=128, text_width=3584, frames=True, real={"transformer_blocks": 60},
+        "{num_layers} of 60", ("num_layers",), text=128, text_width=3584, frames=True, real={"transformer_blocks": 60},
     ),
     "sd35_medium": Shape(
         "SD3.5 medium",
@@ -82,8 +94,8 @@ SHAPES: dict[str, Shape] = {
             },
             qk_norm="rms", x_block_self_attn_layers=[0],
         ),
-        "2 of 24, one with a second attention", text=154, text_width=4096, pooled_width=2048,
-        real={"joint_blocks": 24},
+        "{num_blocks} of 24, one with a second attention", ("num_blocks",), text=154, text_width=4096,
+        pooled_width=2048, real={"joint_blocks": 24},
     ),
     "z_image": Shape(
         "Z-Image",
@@ -94,7 +106,7 @@ SHAPES: dict[str, Shape] = {
             axes_lens=[1536, 512, 512], rope_theta=256.0, ffn_dim_multiplier=8.0 / 3.0, z_image_modulation=True,
             time_scale=1000.0, pad_tokens_multiple=32,
         ),
-        "1 of 30, 1 of 2 refiners", text=128, text_width=2560, text_mask=True,
+        "{n_layers} of 30, {n_refiner_layers} of 2 refiners", ("n_layers",), text=128, text_width=2560, text_mask=True,
         real={"layers": 30, "noise_refiner": 2},
     ),
 }  # fmt: skip
@@ -111,7 +123,8 @@ EDITORS: dict[str, Shape] = {
             theta=2000, patch_size=1, qkv_bias=False, guidance_embed=False, txt_ids_dims=[3], global_modulation=True,
             mlp_silu_act=True, ops_bias=False, default_ref_method="index", ref_index_scale=10.0,
         ),
-        "1 of 5 double, 2 of 20 single", text=512, text_width=7680, channels=128, cell=16, edits=True,
+        "{depth} of 5 double, {depth_single_blocks} of 20 single", ("depth", "depth_single_blocks"), text=512,
+        text_width=7680, channels=128, cell=16, edits=True,
     ),
 }  # fmt: skip
 
@@ -120,7 +133,8 @@ class TimedModel(Protocol):
     """A transformer that can be evaluated dense or compressed, through everything a user's run goes through."""
 
     title: str
-    blocks: str
+    label: str
+    depths: tuple[str, ...]
     text: int
 
     @property

@@ -47,7 +47,7 @@ def markdown(content: Content) -> str:
     ]
     for (model, device, dtype, context, preset), entries in panels(content.get("steps", [])).items():
         lines += [
-            f"\n## {model}, {device}, {dtype}, {preset}, context {context}\n\n{entries[0]['blocks']} blocks, "
+            f"\n## {model}, {device}, {dtype}, {preset}, context {context}\n\n{blocks(entries)}; "
             f"{entries[0]['text_tokens']} text tokens\n",
             record.table(
                 ["px", "mask", "tokens", "dense s", "HiLo s", "ideal", "measured", "efficiency", "planner ms",
@@ -58,6 +58,15 @@ def markdown(content: Content) -> str:
     if content.get("overhead"):
         lines += ["\n## What HiLo costs where it saves nothing\n", overhead_lines(content["overhead"])]
     return "\n".join(lines) + "\n"
+
+
+def blocks(entries: list[Entry]) -> str:
+    """How much of the model was timed, at which sizes."""
+    sizes = defaultdict(list)
+    for entry in entries:
+        if str(entry["size"]) not in sizes[entry["blocks"]]:
+            sizes[entry["blocks"]].append(str(entry["size"]))
+    return "; ".join(f"at {', '.join(at)} px {some} blocks" for some, at in sizes.items())
 
 
 def line(entry: Entry) -> list[str]:

@@ -24,7 +24,7 @@ from lab import speed
 from lab.bench.shapes import Shape, SHAPES
 SHAPES["flux"] = Shape(
     "tiny", "Flux", dict(SHAPES["flux"].unet, hidden_size=128, num_heads=1, vec_in_dim=32, context_in_dim=48),
-    "2", text=12, text_width=48, pooled_width=32,
+    "{depth} and {depth_single_blocks}", ("depth", "depth_single_blocks"), text=12, text_width=48, pooled_width=32,
 )
 raise SystemExit(speed.main())
 """
@@ -60,8 +60,10 @@ def test_quality_through_the_nodes(tmp_path: Path) -> None:
 
 def test_speed_of_a_real_class(tmp_path: Path) -> None:
     small = ["--sizes", "256", "--ratios", "0.02", "--rounds", "2", "--models", "flux", "--dtype", "float32"]
+    small += ["--times", "2"]
     run([sys.executable, "-c", TINY_STEP, *small, "--device", "cpu", "--out", str(tmp_path)])
     (entry,) = json.loads((tmp_path / "speed.json").read_text())["steps"]
+    assert entry["blocks"] == "2 and 2" and "at 256 px 2 and 2 blocks" in (tmp_path / "speed.md").read_text()
     assert entry["model"] == "tiny" and entry["kept"] < entry["tokens"] == 256
     assert 1 < entry["ideal_speedup"] < 256 / entry["kept"] + 1
     assert all(entry["parts"][part] > 0 for part in ("pack", "override", "model", "unpack"))
