@@ -68,16 +68,22 @@ def write(path: Path, rows: list[dict[str, Any]]) -> None:
         return
     lines = [
         "# The systems of the papers on the lab's model\n",
-        "The same pictures, masks and noise for all, from [quality.md](quality.md). For each group of masks: change of "
-        "PSNR in the mask against dense in dB, times fewer operations, and **bold** where the bench's rule passes.\n",
+        "From [quality.md](quality.md), each row against dense on its own pictures, masks and noise: the first of the "
+        "same list, as many a group as stand there. For each group of masks: change of PSNR in the mask in dB, times "
+        "fewer operations, and **bold** where the bench's rule passes.\n",
     ]
     for (size, steps), settings in found.items():
         lines += [
             f"\n## {size} px, {steps} steps\n",
             record.table(
-                ["system", "setting", *(f"{group} masks" for group in GROUPS)],
+                ["system", "setting", "pictures", *(f"{group} masks" for group in GROUPS)],
                 [
-                    [ROWS[name].system, ROWS[name].title, *(cell(by_group.get(group)) for group in GROUPS)]
+                    [
+                        ROWS[name].system,
+                        ROWS[name].title,
+                        str(min(row["pictures"] for row in by_group.values())),
+                        *(cell(by_group.get(group)) for group in GROUPS),
+                    ]
                     for name, by_group in sorted(settings.items(), key=lambda one: _order(one[0]))
                 ],
             ),
