@@ -110,8 +110,11 @@ def quality(size: int, counts: tuple[int, ...], names: tuple[str, ...]) -> str:
     steps and group of masks."""
     rows = {(row["steps"], row["group"], row["row"]): row for row in found("quality", "rows", size=size)}
     places = [(count, group) for count in counts for group in GROUPS]
-    shown = {name: [rows.get((*place, name)) for place in places] for name in names}
-    shown = {name: cells for name, cells in shown.items() if all(cells)}
+    shown = {
+        name: [rows[(*place, name)] for place in places]
+        for name in names
+        if all((*place, name) in rows for place in places)
+    }
     columns = [f"{count} steps, {rows[count, group, 'dense']['share'] * 100:.0f} % masks" for count, group in places]
     pictures = min(cell["pictures"] for cells in shown.values() for cell in cells)
     lines = [header(f"{size} px, {pictures} pictures a group", [*columns, "near dense"])]

@@ -133,8 +133,7 @@ class TimedModel(Protocol):
     """A transformer that can be evaluated dense or compressed, through everything a user's run goes through."""
 
     title: str
-    label: str
-    depths: tuple[str, ...]
+    blocks: str
     text: int
 
     @property
