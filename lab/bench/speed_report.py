@@ -66,7 +66,7 @@ def blocks(entries: list[Entry]) -> str:
     for entry in entries:
         if str(entry["size"]) not in sizes[entry["blocks"]]:
             sizes[entry["blocks"]].append(str(entry["size"]))
-    return "; ".join(f"at {', '.join(at)} px {some} blocks" for some, at in sizes.items())
+    return "; ".join(f"blocks at {', '.join(at)} px: {some}" for some, at in sizes.items())
 
 
 def line(entry: Entry) -> list[str]:

@@ -63,7 +63,7 @@ def test_speed_of_a_real_class(tmp_path: Path) -> None:
     small += ["--times", "2"]
     run([sys.executable, "-c", TINY_STEP, *small, "--device", "cpu", "--out", str(tmp_path)])
     (entry,) = json.loads((tmp_path / "speed.json").read_text())["steps"]
-    assert entry["blocks"] == "2 and 2" and "at 256 px 2 and 2 blocks" in (tmp_path / "speed.md").read_text()
+    assert entry["blocks"] == "2 and 2" and "blocks at 256 px: 2 and 2" in (tmp_path / "speed.md").read_text()
     assert entry["model"] == "tiny" and entry["kept"] < entry["tokens"] == 256
     assert 1 < entry["ideal_speedup"] < 256 / entry["kept"] + 1
     assert all(entry["parts"][part] > 0 for part in ("pack", "override", "model", "unpack"))
