@@ -5,17 +5,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from lab.bench import record
 from lab.bench.paper import DIT_SPEEDUP, END_TO_END_SPEEDUP
 from lab.bench.shapes import SHAPES
+from lab.masks import GROUPS
 
 README = record.ROOT / "README.md"
 RESULTS = record.ROOT / "lab" / "results"
-GROUPS = ("small", "medium", "large")
 
 # Rows of the quality bench as the README calls them.
 TITLES = {
@@ -64,21 +62,21 @@ def steps() -> str:
     entries = found("speed", "steps", device="cpu", dtype="bfloat16", context="low", preset="balanced")
     sizes = (1024, 2048)
     columns = [f"{size} px, {_percent(mask)}" for size in sizes for mask in DIT_SPEEDUP]
-    lines = [header("model", columns)]
+    lines = []
     for title in (shape.title for shape in SHAPES.values()):
         at = {(entry["size"], entry["mask"]): entry for entry in entries if entry["model"] == title}
-        lines.append(line(title, [_times(at.get((size, mask))) for size in sizes for mask in DIT_SPEEDUP]))
+        lines.append([title, *[_times(at.get((size, mask))) for size in sizes for mask in DIT_SPEEDUP]])
     paper = [f"*{speedup} ×*" for speedup in DIT_SPEEDUP.values()]
-    lines.append(line("*paper, its own 2 B model, fine-tuned, A100*", [*paper, *["–"] * 3]))
+    lines.append(["*paper, its own 2 B model, fine-tuned, A100*", *[*paper, *["–"] * 3]])
     known = {(entry["size"], entry["mask"]): entry for entry in entries}
     counts = [known[size, mask] for size in sizes for mask in DIT_SPEEDUP]
-    lines.append(line("tokens computed", [f"{one['kept']:,} of {one['tokens']:,}" for one in counts]))
-    return "\n".join(lines)
+    lines.append(["tokens computed", *[f"{one['kept']:,} of {one['tokens']:,}" for one in counts]])
+    return record.table(["model", *columns], lines)
 
 
 def runs() -> str:
     """Speed of whole runs at 1024 px: of the transformer in 20 steps, and from picture to picture in 8."""
-    lines = [header("1024 px", [_percent(mask) for mask in DIT_SPEEDUP])]
+    lines = []
     cached = found("cached", "entries", device="cpu", dtype="bfloat16", context="auto", size=1024)
     for reused in (False, True):
         for preset in ("balanced", "fast"):
@@ -90,8 +88,8 @@ def runs() -> str:
                 if run["reused"] == reused
             }
             name = f"Flux.1 dev, 20 steps, *{preset}*" + ", next seed with `reuse`" * reused
-            lines.append(line(name, [_times(at.get(mask)) for mask in DIT_SPEEDUP]))
-    lines.append(line("*paper, one step*", [f"*{one} ×*" for one in DIT_SPEEDUP.values()]))
+            lines.append([name, *[_times(at.get(mask)) for mask in DIT_SPEEDUP]])
+    lines.append(["*paper, one step*", *[f"*{one} ×*" for one in DIT_SPEEDUP.values()]])
     whole = found("end_to_end", "entries", device="cpu", dtype="bfloat16", size=1024)
     for model in ("Flux.1 dev", "Qwen-Image"):
         for context, suffix in (("auto", ""), ("auto, next seed", ", next seed with `reuse`")):
@@ -100,9 +98,9 @@ def runs() -> str:
                 at = {e["mask"]: e for e in whole if (e["model"], e["context"], e["preset"]) == kind}
                 if at:
                     name = f"{model}, picture to picture in 8 steps, *{preset}*{suffix}"
-                    lines.append(line(name, [f"{at[mask]['speedup']:.1f} ×" for mask in DIT_SPEEDUP]))
-    lines.append(line("*paper, picture to picture*", [f"*{one} ×*" for one in END_TO_END_SPEEDUP.values()]))
-    return "\n".join(lines)
+                    lines.append([name, *[f"{at[mask]['speedup']:.1f} ×" for mask in DIT_SPEEDUP]])
+    lines.append(["*paper, picture to picture*", *[f"*{one} ×*" for one in END_TO_END_SPEEDUP.values()]])
+    return record.table(["1024 px", *map(_percent, DIT_SPEEDUP)], lines)
 
 
 def quality(size: int, counts: tuple[int, ...], names: tuple[str, ...]) -> str:
@@ -117,25 +115,17 @@ def quality(size: int, counts: tuple[int, ...], names: tuple[str, ...]) -> str:
     }
     columns = [f"{count} steps, {rows[count, group, 'dense']['share'] * 100:.0f} % masks" for count, group in places]
     pictures = min(cell["pictures"] for cells in shown.values() for cell in cells)
-    lines = [header(f"{size} px, {pictures} pictures a group", [*columns, "near dense"])]
+    lines = []
     for name, cells in shown.items():
         near = [cell["dense_psnr_mask"] for cell in cells]
-        lines.append(line(TITLES[name], [*map(_difference, cells), f"{min(near):.0f}–{max(near):.0f} dB"]))
-    return "\n".join(lines)
+        lines.append([TITLES[name], *[*map(_difference, cells), f"{min(near):.0f}–{max(near):.0f} dB"]])
+    return record.table([f"{size} px, {pictures} pictures a group", *columns, "near dense"], lines)
 
 
 def found(file: str, name: str, **wanted: Any) -> list[Entry]:
     """The entries of a results file whose fields are as wanted."""
     entries = record.read_json(RESULTS / f"{file}.json")[name]
     return [entry for entry in entries if all(entry[key] == value for key, value in wanted.items())]
-
-
-def header(first: str, columns: list[str]) -> str:
-    return f"{line(first, columns)}\n|{'---|' * (1 + len(columns))}"
-
-
-def line(first: str, cells: list[str]) -> str:
-    return "| " + " | ".join([first, *cells]) + " |"
 
 
 def _percent(share: float) -> str:
@@ -162,19 +152,19 @@ def replaced(text: str, name: str, table: str) -> str:
     if text.count(begin) != 1 or text.count(end) != 1:
         raise ValueError(f"README.md needs {begin} and {end}, once each")
     before, rest = text.split(begin)
-    return f"{before}{begin}\n{table}\n{end}{rest.split(end)[1]}"
+    return f"{before}{begin}\n{table.rstrip()}\n{end}{rest.split(end)[1]}"
 
 
-def written(text: str, made: Callable[[], dict[str, str]] = tables) -> str:
+def written(text: str) -> str:
     """A README with all tables as measured."""
-    for name, table in made().items():
+    for name, table in tables().items():
         text = replaced(text, name, table)
     return text
 
 
-def main(path: Path = README) -> None:
+def main() -> None:
     """Write them."""
-    path.write_text(written(path.read_text(encoding="utf-8")), encoding="utf-8")
+    README.write_text(written(README.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":
