@@ -123,6 +123,7 @@ export class View {
   clear() {
     this.picture.toggleAttribute('hidden', true)
     this.picture.replaceChildren()
+    this.picture.removeAttribute('aria-label') // of the plan that was shown
     this.root.title = ''
     this.headline.textContent = ''
     this.legend.replaceChildren()
